@@ -17,7 +17,9 @@ from virtha.engine.events import (
 )
 from virtha.engine.incident import alive_after_all, give_up_fence, poison, proven
 from virtha.engine.permits import (
+    NOT_THIS_LEVEL,
     count_order,
+    first_usable_level,
     is_counted,
     known_off,
     poison_refusal,
@@ -112,18 +114,24 @@ def _send_again(cluster: Cluster, node: HostNode, incident: Incident) -> None:
 def _begin(cluster: Cluster, node: HostNode, incident: Incident) -> Reason | None:
     if cluster.policy.fencing.action is FencingAction.BLINK:
         return _blink(cluster, node, incident)
+    level = first_usable_level(cluster, node) or 0
     why_not = (
-        refusal(cluster, node, 0) or unlooked(cluster, node) or late_pause(cluster, node, incident)
+        refusal(cluster, node, level)
+        or unlooked(cluster, node)
+        or late_pause(cluster, node, incident)
     )
     if why_not is not None:
-        if why_not.code == "fence.blocked.no_device" and unlooked(cluster, node) is None:
-            _want_storage_fence(cluster, node)  # there is no order that could fail
+        if unlooked(cluster, node) is None:
+            if why_not.code == "fence.blocked.no_device":
+                _want_storage_fence(cluster, node)  # there is no order that could fail
+            elif why_not.code in NOT_THIS_LEVEL:
+                _without_devices(cluster, node, incident)
         _tell_refusal(cluster, node, why_not)
         return why_not
     node.set_incident(told_written=False)  # written after an order of ours says more
     for vm in cluster.vms_held_by(node.id):
         cluster.touch_vm(vm)  # they may have named the disks that are quiet now
-    _order_level(cluster, node, level=0, attempt=1, rounds=0)
+    _order_level(cluster, node, level=level, attempt=1, rounds=0)
     return None
 
 
@@ -150,6 +158,12 @@ def _want_storage_fence(cluster: Cluster, node: HostNode) -> None:
     assert incident is not None
     if is_wanted(cluster) and not incident.storage_fenced:
         node.set_incident(storage_fenced=True)
+
+
+def _without_devices(cluster: Cluster, node: HostNode, incident: Incident) -> None:
+    """None of its devices may be ordered: what comes after them has its turn now, for no order of ours will fail (F9)."""
+    _want_storage_fence(cluster, node)
+    _poison(cluster, node, incident)
 
 
 def _order_level(
@@ -189,11 +203,11 @@ def _tell_level(cluster: Cluster, node: HostNode, level: int) -> None:
     assert incident is not None
     if level < incident.levels_told:
         return
-    node.set_incident(levels_told=level + 1)
-    if level == 0:
+    if incident.levels_told == 0:
         cluster.tell("fence.began", host=node, action=cluster.policy.fencing.action.value)
-    else:
+    if level > 0:
         cluster.tell("fence.next_level", host=node, level=level + 1)
+    node.set_incident(levels_told=level + 1)
 
 
 def _blink(cluster: Cluster, node: HostNode, incident: Incident) -> Reason:
@@ -355,8 +369,7 @@ def level_failed(cluster: Cluster, node: HostNode, code: str, *, unread: str = "
     fencing = cluster.policy.fencing
     if fence.attempt < fencing.attempts_per_device and not code.startswith("proof."):
         return _again(cluster, node, fence, level=fence.level, attempt=fence.attempt + 1)
-    more = fence.level + 1 < len(node.config.power)
-    if more and Unreachable.NEXT_LEVEL in fencing.unreachable:
+    if _has_next_level(cluster, node, fence):
         return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
     return _exhausted(cluster, node, incident, fence)
 
@@ -394,18 +407,34 @@ def _retry(cluster: Cluster, node: HostNode, fence: Fence) -> Reason | None:
         if cluster.now < fence.next_ms:
             cluster.wake_host(node, fence.next_ms)
         return awaited
-    why_not = refusal(cluster, node, fence.level)
-    more = fence.level + 1 < len(node.config.power)
-    if why_not is not None and why_not.code == "fence.blocked.foreign_device" and more:
-        return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
     incident = node.record.incident
     assert incident is not None
+    why_not = refusal(cluster, node, fence.level)
+    if why_not is not None and why_not.code in NOT_THIS_LEVEL:
+        return _past_level(cluster, node, incident, fence, why_not)
     why_not = why_not or late_pause(cluster, node, incident)
     if why_not is not None:
         _tell_refusal(cluster, node, why_not)
         return why_not
     _order_level(cluster, node, level=fence.level, attempt=fence.attempt, rounds=fence.rounds)
     return None
+
+
+def _past_level(
+    cluster: Cluster, node: HostNode, incident: Incident, fence: Fence, why: Reason
+) -> Reason | None:
+    """A device of that level may not be ordered: it got no order, and so can't have failed either."""
+    if _has_next_level(cluster, node, fence):
+        return _again(cluster, node, fence, level=fence.level + 1, attempt=1)
+    if first_usable_level(cluster, node) is not None:
+        return _exhausted(cluster, node, incident, fence)
+    _without_devices(cluster, node, incident)
+    return why
+
+
+def _has_next_level(cluster: Cluster, node: HostNode, fence: Fence) -> bool:
+    further = Unreachable.NEXT_LEVEL in cluster.policy.fencing.unreachable
+    return further and fence.level + 1 < len(node.config.power)
 
 
 def _tell_refusal(cluster: Cluster, node: HostNode, why: Reason) -> None:

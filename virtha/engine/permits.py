@@ -23,10 +23,13 @@ from virtha.engine.verdict import (
     watched_for,
 )
 from virtha.model.evidence import ProcessKind
-from virtha.model.policy import FencingAction, PermissionGrade
+from virtha.model.policy import FencingAction, PermissionGrade, Unreachable, UntestedDevices
 from virtha.model.policy.quiet import quiet_until_ms
 from virtha.model.time import format_duration_ms
 from virtha.model.vm import Reason
+
+NOT_THIS_LEVEL = frozenset({"fence.blocked.foreign_device", "fence.blocked.untested"})
+"""Another level's devices may do."""
 
 
 def refusal(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
@@ -34,7 +37,7 @@ def refusal(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     of a former leader included. Blink has its own, weaker questions."""
     return (
         poison_refusal(cluster, node)
-        or _no_device(node, level)
+        or _no_device(cluster, node, level)
         or _struck_another(cluster, node, level)
         or _brake(cluster, node, level)
         or _cap(cluster, node, level)
@@ -113,13 +116,28 @@ def unlooked(cluster: Cluster, node: HostNode) -> Reason | None:
     return awaited_checks(cluster, node)
 
 
-def _no_device(node: HostNode, level: int) -> Reason | None:
+def _no_device(cluster: Cluster, node: HostNode, level: int) -> Reason | None:
     if not node.config.power:
         return reason("fence.blocked.no_device")
-    for feed in node.config.power[level].feeds:
-        if feed.device in node.record.foreign_devices:
+    record, feeds = node.record, node.config.power[level].feeds
+    for feed in feeds:
+        if feed.device in record.foreign_devices:
             return reason("fence.blocked.foreign_device", device=feed.device)
+    if cluster.policy.fencing.untested_devices is UntestedDevices.ORDER:
+        return None
+    # One that was caught in a lie was tested once: whose it is was known then.
+    known = {*record.tested_devices, *record.identified_devices, *record.disproved_devices}
+    for feed in feeds:
+        if feed.reads_state and feed.device not in known:
+            return reason("fence.blocked.untested", device=feed.device)
     return None
+
+
+def first_usable_level(cluster: Cluster, node: HostNode) -> int | None:
+    """None: no level of it may be ordered whatever else is known."""
+    further = Unreachable.NEXT_LEVEL in cluster.policy.fencing.unreachable
+    levels = range(len(node.config.power) if further else min(1, len(node.config.power)))
+    return next((one for one in levels if _no_device(cluster, node, one) is None), None)
 
 
 def _struck_another(cluster: Cluster, node: HostNode, level: int) -> Reason | None:

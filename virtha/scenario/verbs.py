@@ -64,9 +64,18 @@ VERBS: dict[str, Verb] = {
     ),
     "host": Verb(
         words=(1, 1),
-        options=("power", "named", "shares-feed", "memory", "watchdog", "virtual", "cached-io"),
-        help="host NAME [power=bmc|outlets|blind|none, levels with commas] [named: its devices tell whose "
-        "they are] [shares-feed: a BMC without power of its own] [memory=8GiB] [watchdog=armed|way-out|none, with "
+        options=(
+            "power",
+            "untested",
+            "named",
+            "shares-feed",
+            "memory",
+            "watchdog",
+            "virtual",
+            "cached-io",
+        ),
+        help="host NAME [power=bmc|outlets|blind|none, levels with commas] [untested=1: the devices of that "
+        "level were never tested] [named: its devices tell whose they are] [shares-feed: a BMC without power of its own] [memory=8GiB] [watchdog=armed|way-out|none, with "
         "leases] [virtual: it is itself a VM] [cached-io: its storage can't do direct I/O]: one more host",
     ),
     "advance": Verb(words=(1, 1), help="advance 5s: let time pass"),

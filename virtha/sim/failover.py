@@ -216,7 +216,8 @@ class Failover:
         tests = self._world.power_tests
         if host.name in tests:
             return
-        for device in self._world.power.of(host.name):
+        tested = [one for one in self._world.power.of(host.name) if not one.set_up_untested]
+        for device in tested:
             device.tested = device.state() is PowerState.ON and device.answers
         tests[host.name] = tuple(
             PowerTested(
@@ -226,7 +227,7 @@ class Failover:
                 passed=device.tested,
                 identity=device.identity,
             )
-            for device in self._world.power.of(host.name)
+            for device in tested
         )
         self.leader.offer(*tests[host.name])
 

@@ -114,7 +114,17 @@ class FaultVerbs:
             devices = self.world.power.add(host, levels, named="named" in step.options)
             for device in devices:
                 device.shares_feed = "shares-feed" in step.options
+            self._leave_untested(name, step)
         return host
+
+    def _leave_untested(self, name: str, step: Step) -> None:
+        levels = self.world.power.levels[name]
+        numbers = {str(number): level for number, level in enumerate(levels, 1)}
+        for word in filter(None, step.options.get("untested", "").split(",")):
+            if word not in numbers:
+                raise wrong(step, f"no level '{word}' of power devices", tuple(numbers))
+            for feed in numbers[word].feeds:
+                self.world.power.by_name[feed.device].set_up_untested = True
 
     def placing(self, step: Step) -> Placing:
         options = step.options

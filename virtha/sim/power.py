@@ -74,6 +74,7 @@ class PowerDevice:
         self.orders = 0
         self.lied = False
         """It said *off* of a host that had power. Whoever catches it must not believe it before it is tested again (P1)."""
+        self.set_up_untested = False
         self.tested = False
         """Read on while its host's beats came, as the operator's set-up did it."""
         self.chances = Chances()

@@ -187,6 +187,8 @@ def test_one_device_in_time_and_one_too_late_is_no_refusal_of_either():
         ),
     )
     play._configure()
+    for device in (feed("a"), feed("b")):
+        pass_test(play, device)
     play.hosts["h1"].hang()
     kept: list[OrderPower] = []
 
@@ -206,6 +208,14 @@ def test_one_device_in_time_and_one_too_late_is_no_refusal_of_either():
     assert again is not None
     assert (again.level, again.attempt) == (0, 1), "a late order is no failed attempt"
     assert len(play.engine.records().cluster.fence_counts) == 1
+
+
+def pass_test(play: Play, device: PowerDeviceId) -> None:
+    host, unknown = play.hosts["h1"], IdentityMatch.UNKNOWN
+    play.inbox.append(
+        PowerTested(host_id=host.id, boot=host.boot, device=device, passed=True, identity=unknown)
+    )
+    play.tick()
 
 
 def feed(name: str) -> PowerDeviceId:

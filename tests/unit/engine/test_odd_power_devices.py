@@ -121,14 +121,6 @@ def test_a_hold_stops_the_storage_fence_too():
     play.until(lambda: play.sent(StorageFence) != [])
 
 
-def test_an_untested_device_proves_nothing():
-    play = Play(4, tested=False)
-    play.run("v1", "h1")
-    play.hosts["h1"].cut()
-    play.until(lambda: "fence.failed" in play.told())
-    assert play.sent(StartCommand) == []
-
-
 def test_a_device_that_names_its_host_needs_no_test_by_load():
     play = Play(4)
     play.run("v1", "h1")

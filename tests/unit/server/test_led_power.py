@@ -30,7 +30,7 @@ from virtha.model.evidence import IdentityMatch
 from virtha.model.facts import HostReport
 from virtha.model.ids import BootId, Revision
 from virtha.model.operation import Operation, OperationState
-from virtha.model.policy import FencingPolicy, Policy
+from virtha.model.policy import FencingPolicy, Policy, UntestedDevices
 from virtha.model.power import PowerFeed, PowerLevel
 from virtha.model.power_settings import (
     AskedFrom,
@@ -250,6 +250,9 @@ def test_a_cluster_that_lets_agents_ask_sends_none_to_itself(
         await powered(world, command_power("127.0.0.1"), "h3")
         by_agents = PowerPut(settings=PowerSettings(asked_from=AskedFrom.AGENTS))
         await world.control.power.put_of_cluster(ADMIN, "default", "bmc", by_agents, None)
+        # It can pass no test any more, and would get no order at all.
+        ordered = Policy(fencing=FencingPolicy(untested_devices=UntestedDevices.ORDER))
+        await world.control.clusters.put_policy(ADMIN, "default", ordered, None)
         (view,) = await world.control.power.of_host("h1")
         assert not view.usable and "asked_from=server" in view.problem
         with pytest.raises(InvalidInput, match="asked_from"):

@@ -148,6 +148,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         help="If nobody can read them any more, make sure that the host is off and confirm it as dead.",
     ),
     reason(
+        6069,
+        "fence.blocked.untested",
+        ERROR,
+        "its power device {device} has passed no test as it is set up now: whose machine it would switch off, nobody has seen",
+        "device",
+        help="While the host is up: 'virtha host power test HOST'. Or let fencing.untested_devices be order.",
+    ),
+    reason(
         6070,
         "fence.waiting.order",
         INFO,

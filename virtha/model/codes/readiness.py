@@ -35,7 +35,7 @@ READINESS_REASONS: tuple[Code, ...] = (
         5653,
         "ready.power.untested",
         WARNING,
-        "power device {device} of {host} was never tested as it is set up now",
+        "power device {device} of {host} was never tested as it is set up now, and may get no order",
         "device",
         "host",
         help="Test it while the host is up: virtha host power test HOST --device NAME.",

@@ -7,7 +7,12 @@ relations between them are checked, ``profiles.py`` holds the three ready-made s
 
 from virtha.model.policy.detection import DetectionPolicy
 from virtha.model.policy.document import ALL_RULES, FIELD_TABLE, SECTIONS, Policy
-from virtha.model.policy.fencing import FencingAction, FencingPolicy, Unreachable
+from virtha.model.policy.fencing import (
+    FencingAction,
+    FencingPolicy,
+    Unreachable,
+    UntestedDevices,
+)
 from virtha.model.policy.field import PolicyField, Unit
 from virtha.model.policy.io_error import IoErrorPolicy
 from virtha.model.policy.lease import LeasePolicy
@@ -40,6 +45,7 @@ __all__ = [
     "Rule",
     "Unit",
     "Unreachable",
+    "UntestedDevices",
     "Weekday",
     "quiet_until_ms",
 ]

@@ -28,6 +28,13 @@ class Unreachable(StrEnum):
     OPERATOR = "operator"
 
 
+class UntestedDevices(StrEnum):
+    """What becomes of a power device that has passed no test since it was set up."""
+
+    REFUSE = "refuse"
+    ORDER = "order"
+
+
 _LAST = (Unreachable.WAIT, Unreachable.OPERATOR)
 
 
@@ -202,6 +209,14 @@ class FencingPolicy(Section, frozen=True, kw_only=True):
             source="one lost UDP packet is no outage",
         ),
     ] = 2
+    untested_devices: Annotated[
+        UntestedDevices,
+        choice(
+            "Whether a power device that has passed no test as it is set up now gets orders. It proves nothing either way "
+            "(P1). One that can't tell its state can pass no test, and gets them.",
+            source="a mistyped address switches off somebody else's machine",
+        ),
+    ] = UntestedDevices.REFUSE
     unreachable: Annotated[
         tuple[Unreachable, ...],
         choice(
