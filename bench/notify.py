@@ -48,6 +48,10 @@ WITHIN_MS = 1_000.0
 """Issue 4: one event's mail is in the receiver within a second (median of 20)."""
 
 
+class NoMail(Exception):
+    """What was to be measured did not come; says what."""
+
+
 class Mailbox:
     """When each mail was accepted, in the order of acceptance, by its event's number."""
 
@@ -114,7 +118,10 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
         alone = []
         for number in range(1, ALONE + 1):
             alone.append(await happen(store))
-            await box.until_accepted(number)
+            try:
+                await box.until_accepted(number)
+            except TimeoutError:
+                raise NoMail(f"event {number} of {ALONE}, alone, was told by no mail") from None
         first = list(box.accepted)
         box.accepted.clear()
         statements, cpu_s = Statements(), time.process_time()
@@ -129,6 +136,8 @@ async def measure(store: Store, box: Mailbox, port: int) -> dict[str, Figure]:
     finally:
         stopping.set()
         await running
+    if not box.accepted:
+        raise NoMail(f"a burst of {BURST:,} events was told by no mail")
     one, many = delays_ms(alone, first), delays_ms(burst, box.accepted)
     took_s = max(at for _, at in box.accepted) - burst[0][1]
     numbers = [number for number, _ in box.accepted]
@@ -172,7 +181,11 @@ def main() -> int:
         tempfile.TemporaryDirectory() as directory,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,  # as the server has it
     ):
-        return finish("notify", runner.run(run(Path(directory))))
+        try:
+            figures = runner.run(run(Path(directory)))
+        except NoMail as error:
+            sys.exit(f"bench notify: {error} within {TIMEOUT_S:g} s")
+        return finish("notify", figures)
 
 
 if __name__ == "__main__":

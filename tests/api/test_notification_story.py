@@ -228,7 +228,7 @@ def hold_and_wait(server: Server, *numbers: int) -> None:
     """Half of the outage, with events all the time."""
     for number in numbers:
         hold(server, number)
-        time.sleep(OUTAGE_S / 2 / len(numbers))
+        time.sleep(OUTAGE_S / 2 / len(numbers))  # of a server's own process, by its own clock
 
 
 def _subscribe_both(server: Server, mail_port: int, snmp_port: int) -> None:

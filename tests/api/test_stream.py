@@ -244,7 +244,7 @@ def test_one_message_is_one_line_of_data() -> None:
 
 def test_keep_alive_while_nothing_happens_and_events_are_not_lost_by_it() -> None:
     async def story() -> None:
-        wake = asyncio.Event()
+        wake, moved = asyncio.Event(), asyncio.Event()
 
         place = from_nothing()
 
@@ -254,13 +254,14 @@ def test_keep_alive_while_nothing_happens_and_events_are_not_lost_by_it() -> Non
             place.revision = 5  # four that this reader does not ask for
             await wake.wait()
             place.revision = 6
+            moved.set()
             yield an_event(6)
 
         async def waking() -> None:
             """The next event comes while the keep-alive before it is on its way."""
             if len(found) == 5:
                 wake.set()
-                await asyncio.sleep(0.01)
+                await moved.wait()
 
         found: list[bytes] = []
         chunks = event_chunks(events(), waking, place, keep_alive_s=0.01)

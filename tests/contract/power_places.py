@@ -1,6 +1,7 @@
 """Places to reach one power device each: its settings, its secrets, and the truth behind it."""
 
 import asyncio
+import contextlib
 import json
 import ssl
 import sys
@@ -34,8 +35,8 @@ from virtha.wire.power_messages import AttemptPower, EndPowerAttempt, PowerAttem
 
 @dataclass
 class Place:
-    """``device``: makes one anew. ``on``: the truth. ``orders``: how many reached it. ``hang``, ``wrong_password``: make
-    it do so; ``die``: nothing answers there any more."""
+    """``device``: makes one anew. ``on``: the truth. ``orders``: how many reached it. ``hang``, ``refuse``: make it do so.
+    ``waited_for``: whether somebody waits for it while it hangs."""
 
     name: str
     device: Callable[[], PowerDevice]
@@ -43,6 +44,7 @@ class Place:
     orders: Callable[[], int]
     hang: Callable[[], None]
     refuse: Callable[[], None]
+    waited_for: Callable[[], bool]
     blinks: bool = True
     tells_identity: bool = False
     settings: PowerSettings = field(default_factory=PowerSettings)
@@ -112,6 +114,7 @@ async def simulated(_directory: Path) -> AsyncIterator[Place]:
         orders=lambda: device.orders,
         hang=mood(Mood.DEAD),
         refuse=mood(Mood.REFUSES),
+        waited_for=lambda: False,  # its time runs only in a call, to its end
     )
 
 
@@ -130,6 +133,7 @@ async def played(_directory: Path) -> AsyncIterator[Place]:
         orders=lambda: len(machine.orders),
         hang=lambda: setattr(machine, "hangs", True),
         refuse=lambda: setattr(machine, "refuses", True),
+        waited_for=lambda: machine.attempts > 0,
     )
 
 
@@ -139,7 +143,7 @@ async def played(_directory: Path) -> AsyncIterator[Place]:
 _SCRIPT = """#!/bin/sh
 # Called as in the source document: --username U --password P --command C... --host H
 cd "$(dirname "$0")" || exit 9
-[ -e hang ] && sleep 1000
+[ -e hang ] && { touch hangs; sleep 1000; }
 [ "$2" = admin ] && [ "$4" = "$(cat password)" ] || { echo "wrong password" >&2; exit 3; }
 case "$6" in
 status) if [ "$(cat power)" = 1 ]; then echo "Chassis Power is on"; else echo "Chassis Power is off"; fi ;;
@@ -176,6 +180,7 @@ async def command(directory: Path) -> AsyncIterator[Place]:
         orders=lambda: len((directory / "orders").read_text().split()),
         hang=lambda: (directory / "hang").touch(),
         refuse=lambda: _write(directory / "password", "another"),
+        waited_for=lambda: (directory / "hangs").exists(),
         settings=settings,
     )
 
@@ -185,6 +190,16 @@ def _write(path: Path, text: str) -> None:
 
 
 # ipmi_sim
+
+
+def _asked_by_ipmitool(port: int) -> bool:
+    """Whether such a program runs."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = process.read_bytes().split(b"\0")
+            if words[0].endswith(b"ipmitool") and str(port).encode() in words:
+                return True
+    return False
 
 
 @asynccontextmanager
@@ -202,6 +217,7 @@ async def ipmi(directory: Path) -> AsyncIterator[Place]:
             orders=lambda: len((directory / "orders").read_text().split()),
             hang=bmc.stop,
             refuse=lambda: bmc.restart("another"),
+            waited_for=lambda: _asked_by_ipmitool(bmc.port),
             tells_identity=True,
             settings=settings,
         )
@@ -220,6 +236,7 @@ class RedfishService:
         self.orders: list[str] = []
         self.password = PASSWORD
         self.hangs = False
+        self.hanging = 0
         self.allowed = ["On", "ForceOff", "ForceRestart"]
         self.state: str | None = None
         """Said instead of the truth."""
@@ -247,6 +264,7 @@ class RedfishService:
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if self.hangs:
+                    self.hanging += 1
                     await asyncio.sleep(1_000)
                 answer = self.answer or self._answer(Request(line, headers, body))
                 if self.answer_to_orders is not None and line.startswith("POST"):
@@ -328,6 +346,7 @@ async def redfish(_directory: Path) -> AsyncIterator[Place]:
             orders=lambda: len(service.orders),
             hang=lambda: setattr(service, "hangs", True),
             refuse=lambda: setattr(service, "password", "another"),
+            waited_for=lambda: service.hanging > 0,
             tells_identity=True,
             settings=settings,
         )
@@ -356,6 +375,7 @@ async def fence_agent(directory: Path) -> AsyncIterator[Place]:
             orders=lambda: len((directory / "orders").read_text().split()),
             hang=bmc.stop,
             refuse=lambda: bmc.restart("another"),
+            waited_for=lambda: _asked_by_ipmitool(bmc.port),
             blinks=False,
             settings=settings,
         )

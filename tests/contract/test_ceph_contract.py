@@ -70,7 +70,9 @@ def test_what_hangs_lands_when_the_storage_goes_on(place: CephPlace) -> None:
     one.write_slot(SLOT)
     place.ceph.hang()
     asking = Asking(lambda: one.write_slot(replace(SLOT, counter=2)))
-    asking.join(0.5)
+    asking.join(
+        0.5
+    )  # long enough for an answer, had there been one: only time shows that there is none
     assert asking.is_alive()
     place.ceph.go_on()
     asking.join(BOUND_S)

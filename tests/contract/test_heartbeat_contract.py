@@ -349,7 +349,9 @@ def test_what_hangs_lands_when_the_storage_goes_on(fuse: FuseMount) -> None:
     fuse.hang()
     worker.put(lambda: one.write_slot(replace(SLOT, counter=2)))
     with pytest.raises(queue.Empty):
-        worker.answers.get(timeout=0.5)
+        worker.answers.get(
+            timeout=0.5
+        )  # long enough for an answer: only time shows that there is none
     fuse.go_on()
     assert worker.answers.get(timeout=200) is None
     assert driver(fuse.path).read_slot(0) == replace(SLOT, counter=2)

@@ -283,7 +283,7 @@ def test_a_guardian_killed_while_its_storage_hangs_costs_the_host_in_time(
     """What it left in the kernel may keep it from being reaped, and its lock with it; or the next one can't read what
     it promised. Neither feeds a watchdog."""
     host.storage.hang()
-    time.sleep(0.5)
+    time.sleep(0.5)  # its next renewal is in the kernel by then, where nobody outside sees it
     os.kill(host.guardian(), signal.SIGKILL)
     last = host.wait_for_death()
     slot = host.slot()

@@ -50,7 +50,9 @@ def test_an_answer_that_is_lost_leaves_the_source_standing(
         await rig.until_left(rig.one)
         assert await rig.one.state() == STANDS
         await rig.until_state(rig.other, (DomainState.RUNNING, "migrated"))
-        await asyncio.sleep(3)
+        await asyncio.sleep(
+            3
+        )  # a libvirtd that lets it run on tells nobody beforehand: only time shows that it does not
         assert await rig.one.state() == STANDS, "and it goes on standing still"
         await rig.one.host.destroy(VM_ID)
         assert (await rig.one.state())[0] is DomainState.SHUTOFF

@@ -382,10 +382,11 @@ def test_no_secret_in_what_is_told() -> None:
 
 def test_being_stopped_in_the_middle_stops() -> None:
     async def story() -> None:
-        async with OddServer(DOT=None).running() as port:
+        odd = OddServer(DOT=None)
+        async with odd.running() as port:
             told = messenger(PLAIN, port)
             sending = asyncio.create_task(told.send(message()))
-            await asyncio.sleep(0.3)
+            await until(lambda: len(odd.mails) == 1)
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from own_bmc import PASSWORD, UUID
 from power_places import PLACES, Place
+from waiting import until
 
 from virtha.model.evidence import IdentityMatch, PowerState
 from virtha.model.facts import Result
@@ -149,7 +150,7 @@ def test_cancelled_it_ends_at_once(kind: str, tmp_path: Path):
                 return  # its time is not ours
             place.hang()
             attempt = asyncio.create_task(device.status(deadline_ms=60_000))
-            await asyncio.sleep(0.3)
+            await until(place.waited_for)
             attempt.cancel()
             done, _ = await asyncio.wait({attempt}, timeout=LATE_S)
             assert done and attempt.cancelled()

@@ -413,7 +413,7 @@ def test_no_secret_in_what_is_told_and_stopping_stops() -> None:
             assert SECRET["secret"] not in repr(told)
             server.answer = _silent
             sending = asyncio.create_task(told.send(message()))
-            await asyncio.sleep(0.3)
+            await until(lambda: len(server.requests) == 2)
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending

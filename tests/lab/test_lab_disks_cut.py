@@ -105,7 +105,9 @@ def test_a_vm_that_is_being_made_is_taken_back_and_nothing_is_left(story: Story)
     try:
         body: Json = {"name": VM, "memory_bytes": 128 * MIB, "image": "tiny", "start": True}
         begun = story.api.post("/v1/vms", body)
-        time.sleep(1.0)
+        time.sleep(
+            1.0
+        )  # until its host is at the copy, of which it tells nothing while that stands still
         cancelled = story.api.post(f"/v1/operations/{begun['id']}/cancel")
         assert not cancelled.get("ended"), "its host has not said yet that it stopped"
     finally:

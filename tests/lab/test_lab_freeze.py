@@ -157,7 +157,8 @@ def _thawed_by_the_next_agent(story: Story, host: Node) -> None:
     assert _says(host, "guest-fsfreeze-freeze") == 1
     with pytest.raises((Failed, Unavailable)):
         guest.execute(host, VM, "true")
-    threading.Event().wait(4)  # the guest's own agent is killed meanwhile, and comes again
+    # The guest's own agent is killed meanwhile, and comes again; a frozen guest tells nobody.
+    threading.Event().wait(4)
     faults.start_agent(story.lab, host.name)
     wait_until(lambda: _is_thawed(host), "the next agent thaws it", timeout_s=PATIENCE_S)
     wait_until(lambda: not note.exists(), "its note goes", timeout_s=PATIENCE_S)

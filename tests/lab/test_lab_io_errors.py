@@ -62,7 +62,8 @@ def test_it_goes_on_when_its_storage_is_back_without_server_and_over_an_agents_r
     faults.kill_agent(story.lab, "h1")
     faults.kill_server(story.lab)
     faults.start_agent(story.lab, "h1")
-    time.sleep(3.0)  # for the new agent to look at storage that fails still
+    # For the new agent to look at storage that fails still: there is no server that it could tell, and ``paused_ms`` counts it.
+    time.sleep(3.0)
     assert libvirt_says(story) == "paused (I/O error)"
     storage.mend_on("h1")
     wait_until(
@@ -85,7 +86,7 @@ def test_leave_paused_waits_for_a_person(story: Story, storage: FailingStorage) 
     story.wait_event(VM, "vm.io_error.paused", after=revision)
     storage.mend_on("h1")
     wait_until(lambda: "io_error.left_paused" in reasons(story), "it says so", timeout_s=60.0)
-    time.sleep(8.0)  # twice what a resume would take
+    time.sleep(8.0)  # twice what a resume would take: only time shows that none comes
     assert libvirt_says(story) == "paused (I/O error)"
     story.api.operate(f"/v1/vms/{VM}/resume")
     story.wait_running(VM)
@@ -120,6 +121,7 @@ def test_kill_starts_it_on_a_host_whose_storage_works(
     guest.wait_for_agent(story.lab.host_of(VM), VM, timeout_s=PATIENCE_S)
     assert records(story, VM).newest >= before
     storage.mend_on("h1")
-    revision = story.revision()
-    time.sleep(3.0)  # for h1 to have it back, which brings nothing back there
+    time.sleep(
+        3.0
+    )  # h1 has it back, and brings nothing back there: only time shows what does not come
     assert VM not in story.lab.host("h1").run_checked(["virsh", "list", "--name"]).split()

@@ -44,6 +44,13 @@ class ToldTrap:
     objects: dict[str, str]
 
 
+async def _end(connections: set[asyncio.Task[Any]]) -> None:
+    for task in connections:
+        task.cancel()
+    await asyncio.gather(*connections, return_exceptions=True)
+    await asyncio.sleep(0)  # what they closed is told of its end in the loop's next turn
+
+
 class MailWitness(Witness[ToldMail]):
     """A mail server that accepts all. A context manager; its port stays the same when it is entered again."""
 
@@ -80,9 +87,7 @@ class MailWitness(Witness[ToldMail]):
         ready.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.05))  # for connections that end with it
+        self._loop.run_until_complete(_end(asyncio.all_tasks(self._loop)))
         self._loop.close()
 
     async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,39 +224,44 @@ def start_server(server: Node) -> None:
 def _start_forward(lab: Lab, port: int) -> None:
     ready = lab.directory / "forward.port"
     ready.unlink(missing_ok=True)
-    target = f"{lab.server.address}:8443"
-    with (lab.directory / "forward.log").open("ab") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "virtha.lab.forward"),
-                *(lab.server.namespace, target, str(port), str(ready)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
-
-    def listens() -> bool:
-        if process.poll() is not None:
-            text = (lab.directory / "forward.log").read_text(errors="replace")
-            raise Failed(f"the forward to the lab ended: {text[-500:]}")
-        return ready.exists() and ready.read_text().endswith("\n")
-
-    wait_until(listens, "the forward listens", timeout_s=60.0)
-    lab.change(forward=identify(process.pid), forward_port=int(ready.read_text()))
-    # It outlives this command on purpose: `down` ends it.
-    process.returncode = 0
+    forward = start_beside(
+        lab.directory / "forward.log",
+        [
+            *(sys.executable, "-m", "virtha.lab.forward", lab.server.namespace),
+            *(f"{lab.server.address}:8443", str(port), str(ready)),
+        ],
+        lambda: ready.exists() and ready.read_text().endswith("\n"),
+        "the forward to the lab",
+    )
+    lab.change(forward=forward, forward_port=int(ready.read_text()))
 
 
 def _start_bmcs(lab: Lab) -> None:
-    for host in lab.hosts:
-        lab.bmc(host.name).make_files()
-    command = ["nsenter", f"--net=/run/netns/{lab.server.namespace}", sys.executable, "-m"]
-    with (lab.directory / "chassis.log").open("ab") as log:
+    bmcs = {host.name: lab.bmc(host.name) for host in lab.hosts}
+    for bmc in bmcs.values():
+        bmc.make_files()
+    chassis = start_beside(
+        lab.directory / "chassis.log",
+        [
+            *("nsenter", f"--net=/run/netns/{lab.server.namespace}"),
+            *(sys.executable, "-m", "virtha.lab.chassis", str(lab.directory)),
+        ],
+        lambda: all(bmc.chassis_socket.exists() for bmc in bmcs.values()),
+        "the chassis of the lab's hosts",
+    )
+    lab.change(chassis=chassis)
+    for name, bmc in bmcs.items():
+        lab.change_node(name, bmc=bmc.start())
+
+
+def start_beside(
+    log_path: Path, command: list[str], listens: Callable[[], bool], what: str
+) -> state.ProcessId | None:
+    """Start ``what``, which outlives this command on purpose (`down` ends it), and wait until it listens.
+    Raises Failed with its last words where it ends instead."""
+    with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [*command, "virtha.lab.chassis", str(lab.directory)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -264,17 +269,16 @@ def _start_bmcs(lab: Lab) -> None:
             cwd="/",
         )
 
-    def listens() -> bool:
+    def is_ready() -> bool:
         if process.poll() is not None:
-            text = (lab.directory / "chassis.log").read_text(errors="replace")
-            raise Failed(f"the chassis of the lab's hosts ended: {text[-500:]}")
-        return all(lab.bmc(host.name).chassis_socket.exists() for host in lab.hosts)
+            text = log_path.read_text(errors="replace")
+            raise Failed(f"{what} ended: {text[-500:]}")
+        return listens()
 
-    wait_until(listens, "the hosts' chassis listen", timeout_s=60.0)
-    lab.change(chassis=identify(process.pid))
-    process.returncode = 0  # as the forward
-    for host in lab.hosts:
-        lab.change_node(host.name, bmc=lab.bmc(host.name).start())
+    wait_until(is_ready, f"{what} listens", timeout_s=60.0)
+    found = identify(process.pid)
+    process.returncode = 0  # nobody here waits for it
+    return found
 
 
 def _start_hosts(lab: Lab) -> None:

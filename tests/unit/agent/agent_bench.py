@@ -57,6 +57,7 @@ from virtha.ports.hypervisor import (
     MoveEnd,
     MoveProgress,
 )
+from virtha.sentinel.events import GuestAnswered
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sim.hypervisor import SimHypervisor
 from virtha.sim.libvirt import Domain, Qemu
@@ -366,6 +367,14 @@ class Bench:
         while not condition():
             assert time.monotonic() < deadline, f"not within {within_s} s; facts: {self.facts()}"
             await asyncio.sleep(0.005)
+
+    async def over(self, task: str) -> None:
+        """What the agent does beside its loop under that name has ended; it has begun before this is asked."""
+        await self.until(lambda: task not in {each.get_name() for each in asyncio.all_tasks()})
+
+    async def stepped(self) -> None:
+        """Whatever came to the agent's loop before this was asked: it takes all in order."""
+        await self.agent.loop.told(GuestAnswered(vm_id=VmId("nobody"), answers=False))
 
     async def listed(self) -> None:
         """The sentinel has libvirt's list: from here on it sees everything itself."""

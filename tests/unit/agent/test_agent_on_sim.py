@@ -1,6 +1,5 @@
 """The whole agent on a simulated hypervisor: real loop, sentinel, disk, hook script."""
 
-import asyncio
 import os
 from typing import Any
 
@@ -102,8 +101,9 @@ def test_a_stop_that_comes_between_crash_and_restart_wins(bench: Bench) -> None:
             bench.agent.on_order(bench.order(stop))
             await bench.agent.loop.told(StopAccepted(vm_id=WEB1, mode=StopMode.POWER_OFF, by="ann"))
         await bench.until(lambda: bench.state() == "down")
-        await asyncio.sleep(0.2)
+        await bench.over(f"restart {WEB1}")
         assert bench.hypervisor.libvirt.domain(WEB1).qemu is None
+        await bench.stepped()
 
     bench.run(story)
     assert "vm.restarted" not in bench.codes()

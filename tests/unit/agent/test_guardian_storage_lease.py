@@ -22,18 +22,20 @@ from virtha.agent.guardian_channel import ReportFiles
 from virtha.agent.guardian_lease import LeaseKit
 from virtha.agent.guardian_process import GuardianProcess
 from virtha.agent.lease_files import LeaseMemory, load_memory, load_permits
+from virtha.agent.paths import AgentPaths
+from virtha.agent.process_table import look
 from virtha.agent.qemu_ledger import LedgerLook, QemuLedger
 from virtha.agent.records import SettingsStore
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.model.host import StorageDomain
-from virtha.model.ids import DiskId, HostId, Incarnation, StorageDomainId, Term
+from virtha.model.ids import BootId, DiskId, HostId, Incarnation, StorageDomainId, Term
 from virtha.model.policy import (
     LeasePolicy,
 )
-from virtha.model.slot import Mailbox, Poison, Slot
+from virtha.model.slot import Mailbox, Poison, Slot, SlotReading
 from virtha.model.slot_round import LeaseDuty, SlotRound
 from virtha.ports.host_watchdog import ArmedWatchdog
-from virtha.sentinel.guardian import Welcomed
+from virtha.sentinel.guardian import ProcessesSeen, Welcomed
 from virtha.sentinel.lease import LeaseState
 from virtha.sentinel.lease_events import HostNature, WaiverEnded, WaiverGiven
 
@@ -61,6 +63,12 @@ class BreakableSlots(DirectoryDomain):
         self.goes = threading.Event()
         self.goes.set()
         self.fails = False
+        self.failures = 0
+        self.looks_at_slots = 0
+
+    def read_slot(self, index: int) -> SlotReading:
+        self.way.looks_at_slots += 1
+        return super().read_slot(index)
 
     def _read_into(self, buffer: memoryview, offset: int) -> int:
         self._pass()
@@ -73,6 +81,7 @@ class BreakableSlots(DirectoryDomain):
     def _pass(self) -> None:
         self.way.goes.wait()
         if self.way.fails:
+            self.way.failures += 1
             raise OSError("the path fails")
 
 
@@ -112,6 +121,8 @@ class LeasedHost:
         self.nature = HostNature(is_virtual=False, suspend_blocked=True)
         self.rounds: list[SlotRound] = []
         self.waivers_over: list[StorageDomainId] = []
+        self.looks = 0
+        """At this machine's processes."""
         self.slots: dict[StorageDomainId, BreakableSlots] = {}
         second = StorageDomain(
             id=OTHER, name="ds2", cluster_id=CLUSTER, path=bench.storage.path + "-2"
@@ -180,6 +191,7 @@ class LeasedHost:
                 boot=self.bench.boot,
                 clock=self.bench.clock,
                 files=Files(),
+                look=self._look,
                 lease_kit=self.kit(),
             )
             assert process.lease is not None
@@ -218,6 +230,23 @@ class LeasedHost:
                 # The next one may have been on its way when the time moved.
                 wanted = self.slot(domain_id).counter + 2
                 await self.bench.until(partial(self._counts, domain_id, wanted))
+
+    def _look(self, paths: AgentPaths, boot: BootId) -> ProcessesSeen:
+        self.looks += 1
+        return look(paths, boot)
+
+    async def looked(self, guardian: GuardianProcess) -> None:
+        """At all that is there now; what came of it is done."""
+        enough = (
+            self.looks + 4
+        )  # the first may be under way, and the loop has heard of the one before the last
+        while self.looks < enough:
+            before = self.looks
+            guardian._look_soon.set()
+            await self.bench.until(lambda before=before: self.looks > before)
+        done = [threading.Event(), threading.Event()]
+        assert guardian._killer.put(done[0].set) and guardian._writer.put(done[1].set)
+        await self.bench.until(lambda: all(each.is_set() for each in done))
 
     def _counts(self, domain_id: StorageDomainId, wanted: int) -> bool:
         return self.slot(domain_id).counter >= wanted
@@ -384,7 +413,8 @@ def test_what_was_written_through_the_cache_has_to_be_written_back(
         host.slots[DOMAIN].fails = True
         await host.later(LEASE.self_fence_after_ms, OTHER)
         assert await asyncio.to_thread(vm.wait, 60) == -9
-        await asyncio.sleep(1)
+        await host.bench.until(lambda: any(each.ended for each in looks))
+        await host.looked(guardian)
         assert host.states(guardian)[DOMAIN] is LeaseState.LOST
         waits.set()
         await host.bench.until(lambda: host.states(guardian)[DOMAIN] is LeaseState.CLEARED)
@@ -410,12 +440,19 @@ def test_poison_is_read_and_costs_every_vm_for_good(host: LeasedHost, qemus: Fak
         await bench.until(lambda: set(host.states(guardian).values()) == {LeaseState.CLEARED})
 
     host.run(story)
+    blocks = host.blocks()
+    mailbox = blocks.read_mailbox(0)
+    assert isinstance(mailbox, Mailbox)
+    blocks.write_mailbox(replace(mailbox, counter=mailbox.counter + 1, poison=None))
 
     async def again(guardian: GuardianProcess) -> None:
-        """The next guardian of this boot knows it by the slot."""
+        """The next guardian of this boot knows it by the slot alone."""
         await bench.until(lambda: len(host.states(guardian)) == 2)
         await bench.until(lambda: host.states(guardian)[DOMAIN] is not LeaseState.UNKNOWN)
-        await asyncio.sleep(1)
+        # Renewals go on, and each asks anew whether it may be held.
+        wanted = {each: host.slot(each).counter + 5 for each in host.domains}
+        for domain_id, counter in wanted.items():
+            await bench.until(partial(host._counts, domain_id, counter))
         assert LeaseState.HELD not in host.states(guardian).values()
         permits = load_permits(bench.paths.start_permits, bench.boot)
         assert permits.objection([OTHER], bench.clock.monotonic_ms()) == "order.refused.lease"
@@ -514,7 +551,7 @@ def test_a_refusal_of_starts_that_can_not_be_told_ends_the_guardian(
     async def story(guardian: GuardianProcess) -> None:
         await host.held(guardian)
         host.slots[DOMAIN].fails = True
-        await asyncio.sleep(0.3)
+        await host.bench.until(lambda: host.slots[DOMAIN].failures > 0)
         permits.unlink()
         permits.mkdir()
         host.bench.clock.ahead_ms += LEASE.self_fence_after_ms
@@ -548,9 +585,17 @@ def test_without_leases_nothing_is_touched(
                 host.blocks(domain_id).file.unlink()
 
     async def story(guardian: GuardianProcess) -> None:
-        await asyncio.sleep(0.3)
+        await host.looked(guardian)
         bench.clock.ahead_ms += LEASE.self_fence_after_ms + LEASE.kill_ms
-        await asyncio.sleep(1.2)  # a look
+        await host.looked(guardian)
+        if settings == "not prepared":
+            seen = {each: slots.looks_at_slots for each, slots in host.slots.items()}
+            assert seen.keys() == host.domains.keys()
+            await bench.until(
+                lambda: all(host.slots[each].looks_at_slots > seen[each] + 2 for each in seen)
+            )
+        else:
+            assert host.slots == {}
         assert host.states(guardian) == {}
 
     host.run(story)
@@ -568,7 +613,8 @@ def test_a_place_that_is_not_prepared_yet_is_waited_for(host: LeasedHost) -> Non
 
     async def story(guardian: GuardianProcess) -> None:
         await host.bench.until(lambda: host.states(guardian).get(DOMAIN) is LeaseState.HELD)
-        await asyncio.sleep(3 * LEASE.renew_ms / 1_000)
+        looks_at_slots = host.slots[OTHER].looks_at_slots
+        await host.bench.until(lambda: host.slots[OTHER].looks_at_slots > looks_at_slots + 3)
         assert host.states(guardian).get(OTHER) in (None, LeaseState.UNKNOWN)
         assert not isinstance(blocks.read_slot(0), Slot)
         blocks.prepare(0, HOST)

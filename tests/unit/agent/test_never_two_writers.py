@@ -1,6 +1,5 @@
 """Sequences that would end in two writers, in a killed VM, or in one that nobody restarts."""
 
-import asyncio
 import shutil
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from agent_bench import WEB1, WEB2, Bench, SimHost, qemu, run_foreign, runs
 
 from virtha.agent import host_shutdown
 from virtha.agent.gate import GateRecords, GrantState, read_grant
-from virtha.agent.process_table import look
+from virtha.agent.process_table import QemuWatch, look
 from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Outcome, Result
 from virtha.model.ids import Incarnation, VmId
@@ -176,6 +175,14 @@ def test_a_qemu_that_hangs_in_the_kernel_holds_back_restart_and_release(
 ) -> None:
     """Section 3: libvirt calls it ended, yet a write of it may still be outstanding."""
     monkeypatch.setattr("virtha.agent.loop.RETRY_MS", 50)
+    asked: list[VmId] = []
+    may_run = QemuWatch.may_run
+
+    async def counted(watch: QemuWatch, vm_id: VmId) -> bool:
+        asked.append(vm_id)
+        return await may_run(watch, vm_id)
+
+    monkeypatch.setattr(QemuWatch, "may_run", counted)
     other = bench.vm(WEB2, "web2", ha=False)
 
     async def story() -> None:
@@ -186,7 +193,8 @@ def test_a_qemu_that_hangs_in_the_kernel_holds_back_restart_and_release(
         bench.hypervisor.libvirt.kill_qemu(WEB2)
         await bench.until(lambda: bench.state(WEB2) == "down")
         await bench.until(lambda: "vm.restart.ordered" in bench.codes())
-        await asyncio.sleep(0.3)  # several retries
+        asked.clear()
+        await bench.until(lambda: min(asked.count(WEB1), asked.count(WEB2)) > 3)
         assert bench.hypervisor.libvirt.domain(WEB1).qemu is None
         assert bench.released() == []
         kernel.running = set()

@@ -1,7 +1,7 @@
 """The disk activity check (A5) in front of a start: what it stops, what skips it, and who is told."""
 
 import asyncio
-import time
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -191,14 +191,18 @@ def test_storage_that_hangs_ends_with_the_check_not_with_the_patience_of_the_ord
         await prepared(bench)
         await bench.do(CreateDisk(disk=bench.disk()))
         deadlines: list[int] = []
+        free = threading.Event()
         real = bench.agent.host.workers.call
 
         async def hang(domain: object, call: object, *, deadline_ms: int) -> object:
             deadlines.append(deadline_ms)
-            return await real(bench.storage, lambda: time.sleep(1), deadline_ms=400)
+            return await real(bench.storage, free.wait, deadline_ms=400)
 
         monkeypatch.setattr(bench.agent.host.workers, "call", hang)
-        outcome = await bench.start(vm)
+        try:
+            outcome = await bench.start(vm)
+        finally:
+            free.set()
         assert outcome.result is Result.FAILED
         assert deadlines[0] <= 1_000
         assert checks(bench) == [("vm.disk_check.failed", "disk_check.failed.unreadable")]

@@ -1,6 +1,5 @@
 """Orders about what is defined: changed, forgotten, found, adopted, given back."""
 
-import asyncio
 from pathlib import Path
 
 import msgspec
@@ -114,7 +113,7 @@ def test_a_vm_that_ends_while_it_is_adopted_is_not_reported_running(
     async def define(host: SimHost, xml: str) -> None:
         await real(host, xml)
         host.libvirt.kill_qemu(WEB2)
-        await asyncio.sleep(0.05)  # its event comes before the adoption is told
+        await bench.stepped()  # its event comes before the adoption is told
 
     async def story() -> None:
         await bench.listed()

@@ -1,6 +1,5 @@
 """An agent lets copies of moving VMs in and sends its own away; the sentinel decides, libvirt is played (ADR 10, 14)."""
 
-import asyncio
 import errno
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 from agent_bench import WEB1, WEB2, Bench, prepared, qemu
 
 from virtha.agent import order_moves
-from virtha.agent.grant_keeper import GRANT_SETTLE_S
 from virtha.agent.order_power import PowerOrders
 from virtha.agent.records import RecordStore
 from virtha.model.errors import Unavailable
@@ -317,7 +315,8 @@ def test_a_vm_that_comes_back_at_once_is_let_in(bench: Bench) -> None:
             source=SOURCE,
         )
         assert (await bench.do(order)).result is Result.OK
-        await asyncio.sleep(GRANT_SETTLE_S + 0.3)
+        await bench.over(f"grant of {WEB1}")
+        assert grant_state(bench, WEB1) == "arriving"
         bench.hypervisor.libvirt.receive(WEB1, uptime_ms=5_000)
         bench.hypervisor.libvirt.go_on(WEB1)
         await bench.until(lambda: words(bench)[-1] == (3, Result.OK, None))
@@ -456,12 +455,16 @@ def test_a_leader_whose_source_stands_still_is_left_alone_by_a_cancel(
     monkeypatch.setattr(order_moves, "ENDS_S", 0.05)
 
     async def then() -> None:
+        asked = []
+
         async def too_late(vm_id: Any) -> None:
             bench.hypervisor.libvirt.stand_still(vm_id)
+            asked.append(vm_id)
 
         bench.moves.abort_move = too_late
         await told(bench, MigrationSide.SOURCE, MigrationWord.CANCEL)
-        await asyncio.sleep(0.2)
+        await bench.until(lambda: bool(asked))
+        await bench.over(f"see the end of the move of {WEB1}")
         assert bench.moves.left == [], "its target may be about to say that it runs"
 
     moving(bench, then)

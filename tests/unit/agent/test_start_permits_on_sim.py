@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_bench import ALWAYS, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepared, qemu
@@ -217,8 +218,25 @@ def test_a_policy_that_gives_more_or_less_time_is_no_outage(bench: Bench) -> Non
     assert lost(None), "its agent begins in the middle of an outage"
 
 
+async def two_looks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the guardian's permits: what the first of them saw is told when the second begins."""
+    looks: list[None] = []
+    watch = bench.agent._storage._leases
+    look = watch.look
+
+    def counted() -> Any:
+        looks.append(None)
+        return look()
+
+    monkeypatch.setattr(watch, "look", counted)
+    await bench.until(lambda: len(looks) >= 2)
+    monkeypatch.setattr(watch, "look", look)
+
+
 @pytest.mark.req("F2", "S6")
-def test_renewals_that_stop_are_told_long_before_anything_is_killed(bench: Bench) -> None:
+def test_renewals_that_stop_are_told_long_before_anything_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def told() -> list[tuple[bool, str]]:
         found = [fact.body for fact in bench.facts() if isinstance(fact.body, StorageReport)]
         return [(report.usable, report.detail) for report in found]
@@ -231,13 +249,13 @@ def test_renewals_that_stop_are_told_long_before_anything_is_killed(bench: Bench
         await bench.until(lambda: told()[-1:] == [(True, "")])
         before = len(told())
         renewed(LEASE.renew_ms)
-        await asyncio.sleep(0.1)
+        await two_looks(bench, monkeypatch)
         assert len(told()) == before, "a late renewal is nobody's business"
         renewed(LEASE.self_fence_after_ms // 4 + 50)
         await bench.until(lambda: len(told()) == before + 1)
         assert told()[-1] == (False, "this host's heartbeat there can't be renewed")
         bench.paths.start_permits.unlink()  # lost, or its guardian begins anew
-        await asyncio.sleep(0.1)
+        await two_looks(bench, monkeypatch)
         assert len(told()) == before + 1
         renewed(0)
         await bench.until(lambda: told()[-1] == (True, ""))

@@ -35,12 +35,13 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_a_worker_starts_is_told_once(tmp_path: Path) -> None:
     """A worker was once interrupted while it imported what to do, and printed where."""
-    note = tmp_path / "starts"
+    note, interrupted = tmp_path / "starts", tmp_path / "interrupted"
     (tmp_path / "task.py").write_text(
-        "import multiprocessing, sys, time\n"
+        "import multiprocessing, os, sys, time\n"
         "if multiprocessing.parent_process():\n"
         "    open(sys.argv[1], 'w').close()\n"
-        "    time.sleep(0.5)\n"
+        "    while not os.path.exists(sys.argv[2]):\n"
+        "        time.sleep(0.01)\n"
         "def work():\n"
         "    time.sleep(600)\n"
     )
@@ -58,7 +59,7 @@ def test_ctrl_c_while_a_worker_starts_is_told_once(tmp_path: Path) -> None:
         "        print('interrupted', flush=True)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, str(program), str(note)],
+        [sys.executable, str(program), str(note), str(interrupted)],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -68,4 +69,5 @@ def test_ctrl_c_while_a_worker_starts_is_told_once(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
+    interrupted.touch()
     assert process.communicate(timeout=200) == ("interrupted\n", "")

@@ -11,6 +11,7 @@ import pytest
 from virtha.lab import guest_files, namespaces, state
 from virtha.lab.archive import Archive
 from virtha.lab.image import load_order
+from virtha.lab.lab import start_beside
 from virtha.model.errors import Conflict, Failed, NotFound
 
 
@@ -125,3 +126,25 @@ def test_only_the_very_process_is_signalled() -> None:
     mine = namespaces.identify(os.getpid())
     assert mine is not None
     assert namespaces.wait_gone([mine], timeout_s=0.0) == [mine]
+
+
+def test_a_program_beside_the_lab_is_there_when_it_listens_and_outlives_its_command(
+    tmp_path: Path,
+) -> None:
+    ready = tmp_path / "ready"
+    program = "import pathlib, sys, threading; pathlib.Path(sys.argv[1]).touch(); threading.Event().wait()"
+    begun = start_beside(
+        tmp_path / "log", [sys.executable, "-c", program, str(ready)], ready.exists, "it"
+    )
+    assert begun is not None
+    try:
+        assert begun.is_alive() and os.getsid(begun.pid) == begun.pid
+    finally:
+        namespaces.kill(begun)
+        os.waitpid(begun.pid, 0)
+
+
+def test_a_program_beside_the_lab_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no port is free')"]
+    with pytest.raises(Failed, match=r"the forward ended: no port is free"):
+        start_beside(tmp_path / "log", command, lambda: False, "the forward")

@@ -127,7 +127,9 @@ def test_an_answer_that_came_while_the_agent_stood_still_is_one() -> None:
         assert came.wait(60)
         while not asyncio.get_running_loop()._ready:
             time.sleep(0.01)
-        time.sleep(0.05)
+        time.sleep(
+            0.05
+        )  # the loop's clock passes the deadline meanwhile: that is what stands still here
         assert await asking == 7
         lane.close()
 
@@ -143,11 +145,14 @@ def test_a_call_that_comes_back_as_it_is_given_up_holds_no_thread_for_ever() -> 
 
         def late() -> None:
             thaw.set()
-            time.sleep(0.05)  # its thread is done before anybody notes that it was given up
+            end = time.monotonic() + 60
+            while lane._idle == 0:  # its thread is done before anybody notes that it was given up
+                assert time.monotonic() < end
+                time.sleep(0.001)
 
         asyncio.get_running_loop().call_later(0.02, late)
         await asyncio.sleep(0)
-        time.sleep(0.05)
+        time.sleep(0.05)  # so that both are due in one turn of the loop
         with contextlib.suppress(HypervisorTimeout):
             await asking
         await until(lambda: lane.stuck == 0)

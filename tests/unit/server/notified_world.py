@@ -11,11 +11,13 @@ from played_receivers import PlayedMessengers
 
 from virtha.api.metrics import Metrics
 from virtha.control import Control, make_control
+from virtha.control.due import Due
 from virtha.control.history import record
 from virtha.control.installation import initialise
 from virtha.control.passwords import Passwords
 from virtha.control.requests import (
     DeliveryQuery,
+    PageQuery,
     ReceiverCreate,
     SubscriptionCreate,
 )
@@ -23,7 +25,7 @@ from virtha.control.secret_box import KeyBox
 from virtha.control.views import Caller, DeliveryView
 from virtha.model.codes import Severity
 from virtha.model.event import Event
-from virtha.model.ids import HostId
+from virtha.model.ids import HostId, ReceiverId
 from virtha.model.notification import MailSecurity, MailSettings, WebhookSettings
 from virtha.model.orders import HostSettings, Order
 from virtha.model.time import Millis, UtcMillis
@@ -166,6 +168,36 @@ class NotifiedWorld:
     def reasons(self) -> list[object]:
         """Of what was accepted."""
         return [message.event.fields.get("reason") for message in self.messengers.sent]
+
+    async def quiet(self) -> None:
+        """All that happened was routed, and each sender was woken, looked for more and found nothing."""
+        deliveries, idle = self.control.deliveries, set[ReceiverId]()
+        due = deliveries.due
+
+        async def watched(receiver_id: ReceiverId, limit: int) -> Due | None:
+            found = await due(receiver_id, limit)
+            (idle.add if found is None else idle.discard)(receiver_id)
+            return found
+
+        deliveries.due = watched
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while await self._wakes_somebody(idle):
+                    pass
+        finally:
+            deliveries.due = due
+
+    async def _wakes_somebody(self, idle: set[ReceiverId]) -> bool:
+        """Whether anything changed while all were idle once."""
+        revision, deliveries = self.store.changes.revision, self.control.deliveries
+        await self.until(lambda: deliveries.routing._cursor >= revision)
+        idle.clear()
+        receivers = (await self.control.receivers.list(PageQuery())).items
+        wanted = {view.receiver.id for view in receivers}
+        for receiver_id in wanted:
+            deliveries.bell.hurry(receiver_id)
+        await self.until(lambda: idle >= wanted)
+        return self.store.changes.revision != revision
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Waits for a condition, never for a time."""

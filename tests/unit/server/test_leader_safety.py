@@ -231,11 +231,13 @@ def test_a_fence_waits_for_no_start_and_for_no_other_host(tmp_path: Path) -> Non
         subject=HostId("h3"), boot=None, witnesses=(), disk_reader=None, vms=(), round=1
     )
     sent: list[Command] = []
+    hanging: list[Command] = []
     released = asyncio.Event()
 
     async def carry_out(command: Command) -> None:
         hangs = isinstance(command, StartCommand | Investigate) or command == an_off("h3")
         if hangs:
+            hanging.append(command)
             await released.wait()
         sent.append(command)
 
@@ -243,7 +245,9 @@ def test_a_fence_waits_for_no_start_and_for_no_other_host(tmp_path: Path) -> Non
         leader = a_leader(carry_out)
         leader.hand_over([a_start(1), look, an_off("h3"), a_reading("h3"), a_start(2)])
         sending = asyncio.create_task(leader.send_all())
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(WAIT_S):
+            while not {a_start(1), look, an_off("h3")} <= {*hanging}:
+                await asyncio.sleep(0.001)
         leader.hand_over([an_off("h4"), a_reading("h4")])
         more = asyncio.create_task(leader.send_all())
         async with asyncio.timeout(WAIT_S):

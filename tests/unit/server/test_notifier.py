@@ -170,7 +170,7 @@ def test_a_refusal_is_told_but_never_through_itself_nor_about_tellings(
         async with world.notifying():
             # Each refuses hold.set; each refusal is refused by the other, and that is the end of it.
             await world.until(lambda: _all_over(world, 6))
-            await asyncio.sleep(0.05)
+            await world.quiet()
         hold = [v for v in await world.deliveries() if v.event and v.event.code == "hold.set"]
         assert [view.delivery.state for view in hold] == [DeliveryState.REFUSED] * 2
         refused = await world.events("notify.refused")
@@ -371,7 +371,7 @@ def test_dropped_with_its_subscription_even_if_it_was_handed_out(
             await world.control.subscriptions.delete(ADMIN, "mail1-1")
             gate.set()
             await world.until(lambda: _all_over(world, 5))
-            await asyncio.sleep(0.05)
+            await world.quiet()
         assert len(world.messengers.tried) == 1, "only the one that was on its way"
         assert await world.states() == ["sent", *["dropped"] * 4]
 
@@ -444,7 +444,8 @@ def test_two_that_tell_of_each_other_end(
         async with world.notifying():
             await world.happen(3)
             await world.until(lambda: _all_over(world, 6))
-            await world.until(lambda: _quiet(world))
+            await world.quiet()
+            assert await _all_over(world, 6)
         told = [
             *await world.events("notify.receiver_away"),
             *await world.events("notify.receiver_back"),
@@ -452,12 +453,6 @@ def test_two_that_tell_of_each_other_end(
         assert len(told) <= 2 * 6
 
     tell(story)
-
-
-async def _quiet(world: NotifiedWorld) -> bool:
-    before = world.store.changes.revision
-    await asyncio.sleep(0.2)
-    return world.store.changes.revision == before and await _all_over(world, 6)
 
 
 def test_a_test_message_answers_at_once_and_is_kept(tell: Callable[[Story], None]) -> None:
@@ -477,7 +472,7 @@ def test_a_test_message_answers_at_once_and_is_kept(tell: Callable[[Story], None
         assert (bad.outcome, bad.code, bad.detail) == ("away", AWAY.code, AWAY.detail)
         assert bad.delivery.state is DeliveryState.REFUSED
         async with world.notifying():
-            await asyncio.sleep(0.05)
+            await world.quiet()
         assert len(world.messengers.tried) == 2, "a failed test is not tried again by itself"
         assert world.messengers.open == 0
 
@@ -495,7 +490,7 @@ def test_a_test_whose_server_died_meanwhile_is_sent_by_the_next_one(
         asking = asyncio.create_task(world.control.notifications.test(ADMIN, "mail1", request))
         await world.until(lambda: world.messengers.tried)
         async with world.notifying():
-            await asyncio.sleep(0.05)
+            await world.quiet()
             assert len(world.messengers.tried) == 1, "the queue does not send it beside that"
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)

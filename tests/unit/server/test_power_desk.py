@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_power import command_power
@@ -12,7 +13,7 @@ from led_world import ABLE, ADMIN, LedWorld, led_world
 from msgspec.structs import replace
 from played_power import Machine, PlayedPower
 
-from virtha.control.engine_power import PowerWay
+from virtha.control.engine_power import NoWay, PowerWay
 from virtha.engine.events import OrderPower, PowerOrdered, PowerRead, ReadPower
 from virtha.engine.records import OrderId
 from virtha.model.errors import Unavailable
@@ -331,7 +332,9 @@ def test_a_refusal_is_told_with_its_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("P1")
-def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> None:
+def test_nothing_goes_to_a_device_that_is_another_one_by_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its address was changed, or it was removed: what the engine meant is not there. Its failure is told after the change
     is, so that the change is what the engine goes on from."""
 
@@ -340,8 +343,19 @@ def test_nothing_goes_to_a_device_that_is_another_one_by_now(tmp_path: Path) -> 
         assert await made.state(made.read()) == (PowerState.ON, None)
         put = made.world.control.power
         await put.put_of_host(ADMIN, "h1", "bmc", command_power("elsewhere"), None)
+        found: list[PowerWay | NoWay] = []
+        way = made.world.control.engine_power.way
+
+        async def counted(*key: Any) -> PowerWay | NoWay:
+            found.append(await way(*key))
+            return found[-1]
+
+        monkeypatch.setattr(made.world.control.engine_power, "way", counted)
         ordered = made.order()
-        await asyncio.sleep(0.02)
+        async with asyncio.timeout(WAIT_S):
+            while not found:
+                await asyncio.sleep(0.001)
+        # A desk that told of it at once has told of it by now: it waits for nothing else.
         assert not any(one.order_id == ordered for one in made.told)
         made.desk.configured(made.host, frozenset())
         assert await made.end(ordered) == (Result.REFUSED, "power.changed")
@@ -399,7 +413,9 @@ def test_without_its_database_nothing_goes_out(
         assert await made.end(made.order()) == (Result.OK, None)
         outages += [True] * 1_000
         waits, old = made.read(deadline_ms=400), made.order(fresh_ms=400)
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(WAIT_S):
+            while len(outages) == 1_000:
+                await asyncio.sleep(0.001)
         made.world.clock.now += 401
         assert await made.end(old) == (Result.REFUSED, TOO_LATE)
         assert await made.state(waits) == (PowerState.UNKNOWN, "power.not_asked")
