@@ -37,7 +37,7 @@ def prepared(domain: StorageDomain) -> StorageDomain:
 
 
 @pytest.mark.req("G7")
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that isn't shared")
 def test_two_storages_of_the_same_ids_have_two_marks(places: StoragePlaces) -> None:
     """What hosts find on which nothing is mounted: the header is the same in both."""
     one, other = prepared(places.domain(1)), prepared(places.domain(2))
@@ -113,7 +113,7 @@ def test_a_damaged_mark_is_told_and_not_taken_for_one(
     assert places.mark(domain) == damaged
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that is read-only")
 @pytest.mark.lab  # mounting needs root
 def test_a_file_system_that_turns_read_only_is_not_usable(tmp_path: Path) -> None:
     mount = LoopMount(tmp_path)

@@ -50,7 +50,7 @@ def is_usable(bench: Bench) -> bool:
     return bool(reports(bench)) and reports(bench)[-1].usable
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that is nearly full")
 @pytest.mark.parametrize(
     ("size", "free", "is_low"),
     [
@@ -74,7 +74,7 @@ def test_what_is_nearly_full(size: int, free: int, is_low: bool) -> None:
         assert low_space(size, free).startswith("nearly full: ")
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that is nearly full")
 def test_a_nearly_full_domain_can_be_used_and_is_told(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_nearly_full_domain_can_be_used_and_is_told(
     bench.run(story)
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that is read-only")
 def test_a_domain_that_is_mounted_read_only_can_not_be_used(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_domain_that_is_mounted_read_only_can_not_be_used(
     bench.run(story)
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that is read-only")
 def test_a_read_only_domain_without_a_mark_is_told_as_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +126,7 @@ def test_a_read_only_domain_without_a_mark_is_told_as_read_only(
     assert not Path(tmp_path, MARK).exists()
 
 
-@pytest.mark.bad_input
+@pytest.mark.bad_input("storage that is read-only")
 def test_a_domain_that_its_export_lets_nobody_write_can_not_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

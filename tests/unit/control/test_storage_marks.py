@@ -22,7 +22,7 @@ from virtha.model.user import Role
 from virtha.store.changed import hosts_changed, usable_storage
 from virtha.store.clusters import find_cluster, save_cluster
 
-pytestmark = [pytest.mark.req("G7"), pytest.mark.bad_input]
+pytestmark = [pytest.mark.req("G7"), pytest.mark.bad_input("storage that isn't shared")]
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 GIB = 1 << 30
 OURS = InstallationId("ours")
