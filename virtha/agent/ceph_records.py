@@ -26,6 +26,7 @@ BLOCK_S = 30 * 86_400.0
 ``profile rbd`` may remove none."""
 RECORD_BYTES_MAX = 65_536
 DOMAIN = "virtha.domain"
+MARK = "virtha.mark"
 _WARNINGS = ("OSD_FULL", "POOL_FULL", "OSD_NEARFULL", "POOL_NEAR_FULL", "OSD_BACKFILLFULL")
 _kept = threading.local()
 

@@ -17,6 +17,7 @@ from virtha.agent.storage import (
     prepare_storage,
     takes_direct_io,
 )
+from virtha.agent.storage_mark import mark_of
 from virtha.model.errors import InvalidInput, NotFound, Refused
 from virtha.model.host import StorageDomain
 from virtha.model.orders import CreateDisk, Order, PrepareStorage
@@ -41,6 +42,10 @@ class StorageOrders:
             domain,
             partial(prepare_storage, domain, host.installation_id, host.files),
             deadline_ms=ORDER_DEADLINE_MS,
+        )
+        # The first look would make it, too, but has less time, and slow storage would then seem to hang.
+        await host.workers.call(
+            domain, partial(mark_of, domain, host.files), deadline_ms=ORDER_DEADLINE_MS
         )
         await host.workers.call(
             domain,

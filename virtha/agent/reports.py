@@ -1,7 +1,6 @@
 """What the agent reports of its host: inventory, capabilities and gate, storage domains."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,22 +19,16 @@ from virtha.agent.gate_proof import GateProof, GateProver
 from virtha.agent.host_context import HostContext
 from virtha.agent.images import image_info
 from virtha.agent.lease_watch import LeaseWatch
-from virtha.agent.order_storage import IMAGE_SUFFIXES
 from virtha.agent.roll_call import Lister, active_ids
-from virtha.agent.storage import (
-    ORDER_DEADLINE_MS,
-    PROBE_DEADLINE_MS,
-    check_header,
-    prepare_place,
-    takes_direct_io,
-)
+from virtha.agent.storage import ORDER_DEADLINE_MS, PROBE_DEADLINE_MS, prepare_place
+from virtha.agent.storage_probe import low_space, probe
 from virtha.model.ceph import CephSight
 from virtha.model.domain import DomainReport
 from virtha.model.errors import Failed, VirthaError
 from virtha.model.evidence import ProbeAddress
 from virtha.model.facts import Happened, HostReport, Image, Inventory, StorageReport
 from virtha.model.host import HostCapabilities, StorageDomain
-from virtha.model.ids import InstallationId, StorageDomainId, VmId
+from virtha.model.ids import StorageDomainId, VmId
 from virtha.model.policy import Unreachable
 from virtha.ports.hypervisor import HostFacts, HypervisorError
 
@@ -47,7 +40,6 @@ RETRY_S = 2.0
 PATIENCE_ROUNDS = 4
 INVENTORY_QUIET_S = 0.2
 """Events come in bursts (a start makes three): one list answers all of them."""
-IMAGES_MAX = 1_000
 IMAGE_LOOKS_PER_ROUND_MAX = 50
 FREE_STEP_BYTES = 256 << 20
 """Free space is told in steps, or every write of every VM would make a report."""
@@ -288,9 +280,9 @@ class StorageReporter:
         """Never raises for what is wrong with the storage: that is what it reports."""
         host = self._host
         try:
-            size, free, paths, direct, warning = await host.workers.call(
+            seen = await host.workers.call(
                 domain,
-                lambda: _probe(domain, host.installation_id),
+                lambda: probe(domain, host.installation_id, host.files),
                 deadline_ms=PROBE_DEADLINE_MS,
             )
         except (VirthaError, OSError) as error:
@@ -300,20 +292,25 @@ class StorageReporter:
                 detail=str(error),
                 ceph=self._known_sight(domain),
             )
-        (host.buffered.discard if direct else host.buffered.add)(domain.id)
+        (host.buffered.discard if seen.direct_io else host.buffered.add)(domain.id)
         no_place = await self._keep_key(domain) or await self._give_place(domain)
-        images = await self._images(domain, paths)
+        images = await self._images(domain, seen.images)
         sight = await self._sight(domain)
         if domain.id in self._leases.lost:
             return self._lost(domain)
+        free = seen.free_bytes
+        free -= free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else 0
+        low = seen.warning or low_space(seen.size_bytes, free)
         return StorageReport(
             storage_domain_id=domain.id,
             usable=True,
-            detail=no_place or warning,
-            size_bytes=size,
-            free_bytes=free - free % FREE_STEP_BYTES if free > FREE_STEP_BYTES else free,
+            detail=no_place or low,
+            size_bytes=seen.size_bytes,
+            free_bytes=free,
             images=images,
             ceph=sight,
+            mark=seen.mark,
+            low_space=low or UNSET,
         )
 
     async def _sight(self, domain: StorageDomain) -> CephSight | UnsetType:
@@ -413,27 +410,4 @@ async def _look_at(domain: StorageDomain, path: Path, stamp: tuple[int, int]) ->
         format=info.format,
         size_bytes=stamp[1],
         virtual_size_bytes=info.virtual_size,
-    )
-
-
-def _probe(
-    domain: StorageDomain, installation_id: InstallationId
-) -> tuple[int, int, tuple[tuple[Path, tuple[int, int]], ...], bool, str]:
-    """(size, free, images with (mtime, size), takes O_DIRECT, a warning). Only in the domain's worker."""
-    check_header(domain, installation_id)
-    if domain.ceph is not UNSET:
-        size, free, warning = ceph_records.space(domain.ceph)
-        return size, free, (), True, warning
-    space = os.statvfs(domain.path)
-    paths = []
-    for entry in sorted(Path(domain.path, "images").iterdir())[:IMAGES_MAX]:
-        if entry.suffix in IMAGE_SUFFIXES and entry.is_file() and not entry.is_symlink():
-            status = entry.stat()
-            paths.append((entry, (status.st_mtime_ns, status.st_size)))
-    return (
-        space.f_blocks * space.f_frsize,
-        space.f_bavail * space.f_frsize,
-        tuple(paths),
-        takes_direct_io(domain),
-        "",
     )

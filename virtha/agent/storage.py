@@ -4,10 +4,11 @@ Nothing of a storage domain is touched outside its own worker thread: a hung exp
 and nothing else. Layout below a domain's path::
 
     .virtha/domain.json          installation and domain id (G7)
+    .virtha/mark                 one at random (``storage_mark``)
     .virtha/vms/<vm id>.json     the highest incarnation that was started (G4)
     images/  disks/
 
-On Ceph the first two are the objects ``virtha.domain`` and ``virtha.vm.<vm id>`` of the pool.
+On Ceph the first three are the objects ``virtha.domain``, ``virtha.mark`` and ``virtha.vm.<vm id>`` of the pool.
 """
 
 import asyncio
@@ -303,7 +304,7 @@ def prepare_storage(domain: StorageDomain, installation_id: InstallationId, file
         header = DomainHeader(
             installation_id=installation_id, domain_id=domain.id, name=domain.name
         )
-        _create_once(path, msgspec.json.format(msgspec.json.encode(header)), files)
+        create_once(path, msgspec.json.format(msgspec.json.encode(header)), files)
     # Also after we wrote it: another installation may have been quicker.
     check_header(domain, installation_id)
     for name in ("images", "disks", ".virtha/vms"):
@@ -353,7 +354,7 @@ def prepare_place(
         slots.close()
 
 
-def _create_once(path: Path, data: bytes, files: Files) -> None:
+def create_once(path: Path, data: bytes, files: Files) -> None:
     """Never replaces: of two writers one wins, whole, and both then read the same."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

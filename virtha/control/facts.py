@@ -12,6 +12,7 @@ from virtha.control.history import message_of, record, severity_of
 from virtha.control.incident_fold import AGENT_ANSWERS
 from virtha.control.incident_log import agent_answered
 from virtha.control.runner import Runner
+from virtha.control.storage_marks import compare_marks
 from virtha.model.codes import MAY_RUN_TWICE, SOLVED_BY, SOLVES, Severity
 from virtha.model.domain import DomainState
 from virtha.model.errors import NotFound, Unavailable
@@ -327,6 +328,8 @@ class FactRecorder:
             return  # removed in the meantime
         before = await find_report(tx, host.host.id, domain.id)
         await save_report(tx, host.host.id, body)
+        if before is None or body.mark != before.mark:
+            await compare_marks(tx, domain)
         if not body.usable and (before is None or before.usable):
             await record(
                 tx, "storage.unusable", host=host.host, name=domain.name, detail=body.detail

@@ -20,6 +20,7 @@ from virtha.control.protection import texts
 from virtha.control.requests import AdoptRequest, SearchQuery
 from virtha.control.runner import Runner
 from virtha.control.searching import page_of_search
+from virtha.control.storage_marks import compare_marks
 from virtha.control.views import (
     Caller,
     CapabilitiesView,
@@ -38,7 +39,7 @@ from virtha.model.operation import Operation
 from virtha.model.orders import HostSettings, ScanForeign
 from virtha.model.watchdog import WatchdogAction, models_that_fit
 from virtha.ports.leaders import Leaders
-from virtha.store.clusters import cluster_names, find_cluster
+from virtha.store.clusters import cluster_names, find_cluster, storage_of_cluster
 from virtha.store.hosts import (
     HostRow,
     all_hosts,
@@ -215,6 +216,8 @@ class Hosts:
                 )
             await revoke_certificates(tx, row.host.id)
             await drop_host(tx, row.host.id)
+            for domain in await storage_of_cluster(tx, row.host.cluster_id):
+                await compare_marks(tx, domain)
             word: dict[str, Any] = {"powered_off": True} if powered_off else {}
             await record(
                 tx, "host.removed", host=row.host, by=caller.name, name=row.host.name, **word

@@ -19,6 +19,7 @@ from virtha.control.torn import check_not_torn
 from virtha.engine.events import CopyGranted
 from virtha.model.codes import render
 from virtha.model.errors import Refused
+from virtha.model.facts import StorageReport
 from virtha.model.host import HostState
 from virtha.model.ids import (
     BootId,
@@ -58,6 +59,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     held: HeldByHost
     storage_names: dict[StorageDomainId, str]
     usable: dict[tuple[HostId, StorageDomainId], bool]
+    reports: dict[tuple[HostId, StorageDomainId], StorageReport]
     in_maintenance: frozenset[HostId] = frozenset()
 
     def memory_used_bytes(self, host_id: HostId, *, without: Vm | None = None) -> int:
@@ -77,6 +79,7 @@ async def read_surroundings(tx: Transaction, cluster_id: ClusterId) -> Surroundi
         held=await held_in_cluster(tx, cluster_id),
         storage_names={domain.id: domain.name for domain in domains},
         usable={key: report.usable for key, report in reports.items()},
+        reports=reports,
         in_maintenance=await hosts_in_maintenance(tx, cluster_id),
     )
 

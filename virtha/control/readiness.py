@@ -29,6 +29,7 @@ from virtha.control.ready_checks import (
     finding,
     of_cluster,
     of_host,
+    storage_lacks,
     verdict_of,
     worst_first,
 )
@@ -87,6 +88,7 @@ class _Facts(Value, frozen=True, kw_only=True):
     host_names: Mapping[HostId, str]
     vm_names: Mapping[VmId, str]
     on_ceph: frozenset[StorageDomainId]
+    protected_on: frozenset[StorageDomainId]
 
 
 class _Told(NamedTuple):
@@ -168,7 +170,9 @@ class Readiness:
     async def _whole(self, facts: _Facts) -> list[Finding]:
         rows = facts.surroundings.hosts
         lacking = await _lacking(facts, tuple(row.host.id for row in rows))
-        found = of_cluster(facts.cluster, facts.surroundings, facts.vms, facts.subscriptions)
+        found = of_cluster(
+            facts.cluster, facts.surroundings, facts.protected_on, facts.subscriptions
+        )
         for number, row in enumerate(rows):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -210,6 +214,8 @@ class Readiness:
             )
         )
         about = f"host/{row.host.name}"
+        lacks = storage_lacks(row, facts.surroundings, facts.protected_on)
+        found += [finding(about, one) for one in lacks]
         found += [finding(about, one) for one in self._storage_fence(facts, row, record)]
         # Of an engine that leads: nothing is started by itself on such a storage, on no host.
         engine = self._leaders.explain_host(host_id)
@@ -281,6 +287,9 @@ class Readiness:
             vm_names={row.vm.id: row.vm.name for row in vms},
             on_ceph=frozenset(
                 one.id for one in await storage_of_cluster(tx, cluster.id) if one.ceph is not UNSET
+            ),
+            protected_on=frozenset(
+                disk.storage_domain_id for row in vms if row.vm.ha for disk in row.vm.disks
             ),
         )
 

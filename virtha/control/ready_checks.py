@@ -1,6 +1,8 @@
 """What would fail today, and what to do about it (X5). Pure; from facts that the server has, never a guess."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from msgspec import UNSET
 
 from virtha.alerts.match import fits
 from virtha.control.engine_power import LedDevice
@@ -22,8 +24,8 @@ from virtha.model.time import UtcMillis, format_duration_ms, format_utc
 from virtha.model.value import Scalar, Value
 from virtha.model.vm import Reason
 from virtha.ports.authority import RENEW_BEFORE_MS
+from virtha.store.clusters import is_other_storage
 from virtha.store.hosts import HostRow
-from virtha.store.vms import VmRow
 
 TOLD_OF = ("host.judged_dead", "fence.began", "fence.failed", "vm.recovered")
 """Of these somebody should be told (F4): that a host failed, that it is fenced or can't be, that its VMs are back."""
@@ -187,10 +189,10 @@ def _of_leases(facts: HostFacts) -> list[Reason]:
 def of_cluster(
     cluster: Cluster,
     surroundings: Surroundings,
-    vms: Sequence[VmRow],
+    protected_on: Collection[StorageDomainId],
     subscriptions: Sequence[Subscription],
 ) -> list[Finding]:
-    """And of its storage."""
+    """And of its storage. ``protected_on``: where VMs that should come back have their disks."""
     found: list[Reason] = []
     up = {row.host.id: row for row in surroundings.hosts if row.status.state is HostState.UP}
     if len(up) < 2:  # one to die and one to go to
@@ -206,14 +208,32 @@ def of_cluster(
         codes = ", ".join(untold)
         found.append(_reason("ready.nobody_told", cluster=cluster.name, codes=codes))
     told = [finding(f"cluster/{cluster.name}", one) for one in found]
-    return told + _of_storage(surroundings, vms, up)
+    return told + _of_storage(surroundings, protected_on, up)
+
+
+def storage_lacks(
+    row: HostRow, surroundings: Surroundings, protected_on: Collection[StorageDomainId]
+) -> list[Reason]:
+    """What the host can't use. That it sees other storage than the others is told also of what has no disks yet."""
+    found = []
+    for domain_id, name in sorted(surroundings.storage_names.items(), key=lambda one: one[1]):
+        report = surroundings.reports.get((row.host.id, domain_id))
+        names: dict[str, Scalar] = {"host": row.host.name, "storage": name}
+        if report is not None and is_other_storage(report):
+            found.append(_reason("ready.storage_other", **names, why=report.detail))
+        elif row.status.state is not HostState.UP or domain_id not in protected_on:
+            continue
+        elif report is None or not report.usable:
+            why = "it has told nothing of it" if report is None else report.detail
+            found.append(_reason("ready.storage_unusable", **names, why=why))
+    return found
 
 
 def _of_storage(
-    surroundings: Surroundings, vms: Sequence[VmRow], up: Mapping[HostId, HostRow]
+    surroundings: Surroundings,
+    protected_on: Collection[StorageDomainId],
+    up: Mapping[HostId, HostRow],
 ) -> list[Finding]:
-    """Only such as VMs that should come back have their disks on."""
-    used = {disk.storage_domain_id for row in vms if row.vm.ha for disk in row.vm.disks}
     found = []
     for domain_id, name in sorted(surroundings.storage_names.items(), key=lambda one: one[1]):
         able = [
@@ -221,11 +241,24 @@ def _of_storage(
             for host_id, row in up.items()
             if surroundings.usable.get((host_id, domain_id), False)
         ]
-        if domain_id in used and len(able) < 2 <= len(up):
+        about = f"storage/{name}"
+        if domain_id in protected_on and len(able) < 2 <= len(up):
             hosts = ", ".join(able) or "no host that is up"
             reason = _reason("ready.storage_not_shared", storage=name, hosts=hosts)
-            found.append(finding(f"storage/{name}", reason))
+            found.append(finding(about, reason))
+        low = _low_space(surroundings, domain_id, up)
+        if low is not None:
+            found.append(finding(about, _reason("ready.storage_full", storage=name, why=low)))
     return found
+
+
+def _low_space(
+    surroundings: Surroundings, domain_id: StorageDomainId, up: Mapping[HostId, HostRow]
+) -> str | None:
+    """Once for all its hosts: they share the space as well."""
+    reports = (surroundings.reports.get((host_id, domain_id)) for host_id in up)
+    told = (one.low_space for one in reports if one is not None and one.usable)
+    return next((low for low in told if low is not UNSET), None)
 
 
 def _is_told(code: str, cluster: Cluster, subscriptions: Sequence[Subscription]) -> bool:

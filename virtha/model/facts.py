@@ -114,6 +114,10 @@ class StorageReport(Value, frozen=True, kw_only=True, tag="storage"):
     images: tuple[Image, ...] = ()
     ceph: CephSight | UnsetType = UNSET
     """Of a domain on Ceph, as it was last known in the present boot: an outage changes none of it."""
+    mark: str | UnsetType = UNSET
+    """What stands there to tell one storage from another; of one that can be used. Agents of an earlier version look at none."""
+    low_space: str | UnsetType = UNSET
+    """In words, where it is nearly full; in ``detail`` too, unless something worse stands there."""
 
 
 class Result(StrEnum):

@@ -1,6 +1,7 @@
 """Clusters and storage domains."""
 
 import msgspec
+from msgspec import UNSET
 from sqlalchemy import delete, func, or_, select
 
 from virtha.model.facts import StorageReport
@@ -126,49 +127,77 @@ async def disk_count(tx: Transaction, storage_domain_id: StorageDomainId) -> int
 
 
 async def save_report(tx: WriteTransaction, host_id: HostId, report: StorageReport) -> bool:
-    """False: the same was known already, and nothing was written."""
+    """False: the same was known already, and nothing was written. Its mark is kept, not compared (``control/storage_marks.py``)."""
     keys = {"host_id": host_id, "storage_domain_id": report.storage_domain_id}
     body = encode(report)
-    known = await tx.connection.scalar(
-        select(storage_report.c.body).where(
+    rows = await tx.connection.execute(
+        select(storage_report.c.body, storage_report.c.mark, storage_report.c.other_than).where(
             storage_report.c.host_id == host_id,
             storage_report.c.storage_domain_id == report.storage_domain_id,
         )
     )
-    if known == body:
+    known = rows.one_or_none()
+    if known is not None and known.body == body:
         return False
+    mark = None if report.mark is UNSET else report.mark
+    if mark is None and known is not None and not report.usable:
+        mark = known.mark  # it sees none now
+    counts = known is None or known.other_than is None
     await put(
         tx,
         storage_report,
         dict(keys),
-        {"usable": report.usable, "body": body, "revision": tx.revision},
+        {"usable": report.usable and counts, "body": body, "mark": mark, "revision": tx.revision},
     )
     return True
+
+
+def other_storage(other_than: str) -> str:
+    """``other_than``: a host's name."""
+    return f"it is not the storage that {other_than} sees there"
+
+
+def is_other_storage(report: StorageReport) -> bool:
+    """Of one that was read here: its host could use it, but not as what it is taken for."""
+    return (
+        not report.usable and report.mark is not UNSET
+    )  # a host tells a mark only of what it can use
+
+
+def _as_it_counts(body: str, other_than: str | None) -> StorageReport:
+    report = decode(StorageReport, body)
+    if other_than is None or not report.usable:
+        return report
+    return msgspec.structs.replace(report, usable=False, detail=other_storage(other_than))
 
 
 async def find_report(
     tx: Transaction, host_id: HostId, storage_domain_id: StorageDomainId
 ) -> StorageReport | None:
-    body = await tx.connection.scalar(
-        select(storage_report.c.body).where(
+    """As it counts."""
+    rows = await tx.connection.execute(
+        select(storage_report.c.body, storage_report.c.other_than).where(
             storage_report.c.host_id == host_id,
             storage_report.c.storage_domain_id == storage_domain_id,
         )
     )
-    return decode(StorageReport, body) if body is not None else None
+    row = rows.one_or_none()
+    return _as_it_counts(row.body, row.other_than) if row is not None else None
 
 
 async def reports_of(
     tx: Transaction, storage_domain_ids: tuple[StorageDomainId, ...]
 ) -> dict[tuple[HostId, StorageDomainId], StorageReport]:
+    """As they count."""
+    report = storage_report.c
     rows = await tx.connection.execute(
-        select(
-            storage_report.c.host_id, storage_report.c.storage_domain_id, storage_report.c.body
-        ).where(storage_report.c.storage_domain_id.in_(storage_domain_ids))
+        select(report.host_id, report.storage_domain_id, report.body, report.other_than).where(
+            report.storage_domain_id.in_(storage_domain_ids)
+        )
     )
     return {
-        (HostId(row.host_id), StorageDomainId(row.storage_domain_id)): decode(
-            StorageReport, row.body
+        (HostId(row.host_id), StorageDomainId(row.storage_domain_id)): _as_it_counts(
+            row.body, row.other_than
         )
         for row in rows
     }

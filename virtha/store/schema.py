@@ -87,6 +87,8 @@ storage_domain = Table(
     Column("path", Text, nullable=False),
     _body(),
     _revision(),
+    # Of those that its hosts told the one that counts; NULL: none told any.
+    Column("mark", Text),
     UniqueConstraint("cluster_id", "path"),
 )
 
@@ -95,9 +97,14 @@ storage_report = Table(
     metadata,
     _refers("host_id", "host.id", cascade=True, primary=True),
     _refers("storage_domain_id", "storage_domain.id", cascade=True, primary=True),
+    # As it counts: the host's own word is in the body.
     Column("usable", Boolean, nullable=False),
     _body(),
     _revision(),
+    # The last that it told.
+    Column("mark", Text),
+    # A host that sees the mark that counts, where this one sees another: it can't use the domain, whatever it says.
+    Column("other_than", Text),
 )
 
 vm = Table(

@@ -283,7 +283,7 @@ def test_storage_that_hangs_is_unusable_and_stops_nothing_else(
         await bench.until(lambda: usable()[-1:] == [True])
         # A read that never ends, as on a dead NFS server.
         monkeypatch.setattr("virtha.agent.reports.PROBE_DEADLINE_MS", 100)
-        monkeypatch.setattr("virtha.agent.reports._probe", lambda *_: fifo.read_bytes())
+        monkeypatch.setattr("virtha.agent.reports.probe", lambda *_: fifo.read_bytes())
         bench.agent.on_settings(bench.settings(bench.vm(), revision=2))
         await bench.until(lambda: usable()[-1:] == [False])
         await bench.start()

@@ -10,6 +10,7 @@ from agent_bench import CLUSTER, DOMAIN, HOST, INSTALLATION, WEB1, Bench, prepar
 
 from virtha.agent.files import Files
 from virtha.agent.storage import prepare_storage
+from virtha.agent.storage_mark import MARK
 from virtha.model.facts import Progress, Result
 from virtha.model.host import StorageDomain
 from virtha.model.ids import Incarnation, InstallationId
@@ -27,6 +28,7 @@ def test_storage_is_prepared_once_and_a_foreign_one_refused(bench: Bench) -> Non
         assert (await prepared(bench)).result is Result.OK
         assert (await prepared(bench)).result is Result.OK
         assert Path(bench.storage.path, "images").is_dir()
+        assert Path(bench.storage.path, MARK).exists(), "slow storage has time for it now"
         content = json.loads(header.read_text())
         assert content["installation_id"] == INSTALLATION
         header.write_text(json.dumps({**content, "installation_id": "somebody-else"}))

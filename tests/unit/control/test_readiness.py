@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from command_power import command_power
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from virtha import __version__
@@ -23,7 +24,7 @@ from virtha.model.codes import Severity
 from virtha.model.errors import NotFound
 from virtha.model.evidence import PowerState
 from virtha.model.facts import HostReport, StorageReport
-from virtha.model.host import CephPool, format_version
+from virtha.model.host import CephPool, HostState, format_version
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
 from virtha.model.policy import FencingPolicy, Policy, Unreachable
@@ -41,6 +42,7 @@ Tell = Callable[[Any], None]
 World = Any
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
 DAY_MS = 86_400_000
+STORAGE = {f"ready.storage_{word}" for word in ("full", "not_shared", "other", "unusable")}
 UUID = "4c4c4544004235108050b7c04f4d4d31"
 
 
@@ -310,6 +312,70 @@ def test_storage_that_one_host_only_can_use_is_told(tell: Tell) -> None:
         view = await world.control.readiness.all()
         (found,) = (one for one in view.findings if one.code == "ready.storage_not_shared")
         assert found.about == "storage/ds1" and found.fields["hosts"] == "h1"
+
+    tell(story)
+
+
+@pytest.mark.bad_input
+def test_a_host_that_lost_the_storage_of_protected_vms_is_told_although_others_have_it(
+    tell: Tell,
+) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        h3 = await world.join("h3", machine=MachineIdentity(uuid=UUID), agent_version=__version__)
+        await world.add_vm("unprotected", ha=False)
+        domain = (await world.control.vms.get("unprotected")).vm.disks[0].storage_domain_id
+        report = StorageReport(storage_domain_id=domain, usable=False, detail="I/O error")
+        await h3.tell(report)
+        assert not codes(await world.control.readiness.all(), "host/h3") & STORAGE
+        await world.add_vm()
+        view = await world.control.readiness.all()
+        (found,) = (one for one in view.findings if one.code in STORAGE)
+        assert (found.code, found.about) == ("ready.storage_unusable", "host/h3")
+        assert found.severity is Severity.WARNING and found.fields["why"] == "I/O error"
+        assert "ready.storage_unusable" in codes(await world.control.readiness.of_host("h3"))
+        assert not codes(await world.control.readiness.of_host("h2")) & STORAGE
+        await world.control.hosts.presence_changed(h3.id, HostState.UNREACHABLE)
+        assert not codes(await world.control.readiness.all()) & STORAGE, (
+            "that it is down says enough"
+        )
+        await world.control.hosts.presence_changed(h3.id, HostState.UP)
+        await h3.tell(replace(report, usable=True, detail=""))
+        assert not codes(await world.control.readiness.all()) & STORAGE
+
+    tell(story)
+
+
+def test_a_host_that_told_nothing_of_its_storage_is_told(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        await world.add_vm()
+        await world.join("h3")
+        view = await world.control.readiness.of_host("h3")
+        (found,) = (one for one in view.findings if one.code in STORAGE)
+        assert found.code == "ready.storage_unusable" and "told nothing" in found.text
+
+    tell(story)
+
+
+@pytest.mark.bad_input
+def test_storage_that_is_nearly_full_is_told_once(tell: Tell) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        domain = (await world.control.storage.get("ds1")).domain.id
+        report = StorageReport(
+            storage_domain_id=domain, usable=True, size_bytes=100, free_bytes=1, low_space="full"
+        )
+        for name in ("h1", "h2"):
+            await world.hosts[name].tell(report)
+        view = await world.control.readiness.all()
+        (found,) = (one for one in view.findings if one.code in STORAGE)
+        assert (found.code, found.about) == ("ready.storage_full", "storage/ds1")
+        assert found.severity is Severity.WARNING and found.fields["why"] == "full" and found.fix
+        assert view.verdict == "at_risk"
+        for name in ("h1", "h2"):
+            await world.hosts[name].tell(replace(report, free_bytes=50, low_space=UNSET))
+        assert not codes(await world.control.readiness.all()) & STORAGE
 
     tell(story)
 

@@ -1,4 +1,4 @@
-"""What would fail today, before it is needed (X5): reasons 5650 to 5699. Others stand where what they name happens."""
+"""What would fail today, before it is needed (X5): reasons 5649 to 5679. Others stand where what they name happens."""
 
 from virtha.model.codes.entry import Code, Severity, reason
 
@@ -194,6 +194,36 @@ READINESS_REASONS: tuple[Code, ...] = (
         "storage",
         "hosts",
         help="Mount it on another host under the same path; 'virtha storage show' says what each lacks.",
+    ),
+    reason(
+        5679,
+        "ready.storage_other",
+        ERROR,
+        "{host} has something else as storage {storage}, so no VM with disks there starts on it: {why}",
+        "host",
+        "storage",
+        "why",
+        help="Compare what is mounted there on both hosts (findmnt); of a Ceph pool, where the monitors' addresses lead. If that other host is the one that is "
+        "wrong, mend it there, or remove it: what was seen first counts until no host sees it any more.",
+    ),
+    reason(
+        5659,
+        "ready.storage_unusable",
+        WARNING,
+        "{host} can't use storage {storage}, so no VM with disks there would come to it: {why}",
+        "host",
+        "storage",
+        "why",
+        help="Look at its mount on that host (findmnt) and the kernel's log; its agent looks anew each half minute.",
+    ),
+    reason(
+        5649,
+        "ready.storage_full",
+        WARNING,
+        "storage {storage} is running out of space: {why}",
+        "storage",
+        "why",
+        help="Enlarge it, or move or delete disks, images and dumps there. A VM whose disk finds no room is paused, and none is started there once it is full.",
     ),
     reason(
         5666,
