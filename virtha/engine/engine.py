@@ -14,6 +14,7 @@ from virtha.engine.cut_removed import (
     removed_cuts_look_at,
 )
 from virtha.engine.cutting import StorageFenced, StorageOpened
+from virtha.engine.device_readings import power_read, power_tested
 from virtha.engine.drain import move_asked, moves_wanted, plan_moves
 from virtha.engine.early import facts_of_begun
 from virtha.engine.events import (
@@ -70,7 +71,7 @@ from virtha.engine.evidence import (
     slot_changed,
     stalled,
 )
-from virtha.engine.fencing import power_ordered, power_read, power_tested
+from virtha.engine.fencing import power_ordered
 from virtha.engine.holders import copy_granted
 from virtha.engine.incident import domains_of, proven
 from virtha.engine.invariants import check

@@ -18,7 +18,8 @@ from virtha.model.time import Millis
 from virtha.sim.kernel import Actor, Kernel
 from virtha.sim.line import INSTALLATION, SERVER, Line
 from virtha.sim.network import End, Network
-from virtha.sim.server import PendingOrder, SimServer
+from virtha.sim.pending_orders import PendingOrder
+from virtha.sim.server import SimServer
 from virtha.wire.hellos import PresentBoot, followed_elsewhere
 from virtha.wire.messages import (
     VERSION_MAJOR,

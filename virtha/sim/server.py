@@ -27,24 +27,13 @@ from virtha.model.facts import (
 )
 from virtha.model.host import HostState
 from virtha.model.ids import BootId, HostId, Incarnation, OperationId, Term, VmId
-from virtha.model.orders import (
-    AdoptVm,
-    Grant,
-    HeldVm,
-    HostSettings,
-    Order,
-    OrderBody,
-    PauseVm,
-    RebootVm,
-    ResumeVm,
-    StartVm,
-    StopVm,
-)
+from virtha.model.orders import Grant, HeldVm, HostSettings, Order, OrderBody, StartVm
 from virtha.model.policy import Policy
 from virtha.model.value import Fields, Scalar, Value
 from virtha.model.vm import Vm, VmState
 from virtha.sim.engine_table import EngineTable, Lead
 from virtha.sim.line import INSTALLATION
+from virtha.sim.pending_orders import PendingOrder, subject_of
 from virtha.sim.placing import Placing
 
 LIST_MARGIN_MS = 10_000
@@ -156,28 +145,6 @@ class ServerVm:
         if grant is None or present is None:
             return False
         return one < self.incarnation and grant.boot != present
-
-
-class PendingOrder(Value, frozen=True, kw_only=True):
-    """``step`` is always 0 here. ``by_person``: an operation of its own, whose failure is an event (`control/runner.py`)."""
-
-    operation_id: OperationId
-    host: str
-    body: OrderBody
-    created_ms: int
-    by_person: bool = False
-
-
-def subject_of(body: OrderBody) -> VmId | None:
-    match body:
-        case StartVm(vm=vm) | AdoptVm(vm=vm):
-            return vm.id
-        case StopVm(vm_id=vm_id) | RebootVm(vm_id=vm_id) | PauseVm(vm_id=vm_id):
-            return vm_id
-        case ResumeVm(vm_id=vm_id):
-            return vm_id
-        case _:
-            return None
 
 
 class SimServer:
