@@ -128,7 +128,10 @@ def chaos_steps() -> list[Step]:
     oracle = Step(
         name="chaos-oracle",
         command=(sys.executable, "scripts/chaos_oracle.py"),
-        places=("virtha", "scripts/chaos_oracle.py", "tests/mutants"),
+        places=(
+            *("virtha", "scripts/chaos_oracle.py"),
+            *("tests/mutants/run.py", "tests/mutants/engine-trusts-silence.patch"),
+        ),
     )
     runs = [
         Step(

@@ -20,7 +20,7 @@ def figures(played: Rounds, single: Sequence[Round]) -> dict[str, Figure]:
     """Of the cases that have rounds. ``first``: of the VMs on the dead host the one that ran first; with one VM, that one.
     ``single``: rounds of POWER_SEEN_FAST, whether or not it is among the cases."""
     found: dict[str, Figure] = {}
-    floor_s = _floor(found, played.get(FLOOR, ()))
+    floor_s = _floor(found, [one for one in played.get(FLOOR, ()) if not one.failed])
     for case, rounds in played.items():
         whole = [one for one in rounds if not one.failed]
         if case.fault in (*RECOVERS, Fault.QEMU_KILLED) and whole:

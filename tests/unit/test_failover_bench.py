@@ -88,7 +88,10 @@ def test_figures_hold_or_not_by_what_was_measured(bench: SimpleNamespace) -> Non
     seen = {"isolated_s": 5.5, "fences": 0, "starts": 1, "recoveries": 0, "writes": 12}
     found = bench.results.figures(
         {
-            bench.cases.FLOOR: [bench.played.Round(measured=floor)],
+            bench.cases.FLOOR: [
+                bench.played.Round(measured=floor),
+                bench.played.Round(failed="never", double_runs=None),
+            ],
             case: [*rounds, bench.played.Round(failed="never", double_runs=1)],
             cut: [bench.played.Round(measured=seen)],
         },
