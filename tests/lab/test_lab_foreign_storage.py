@@ -10,6 +10,7 @@ from virtha.agent.identity import load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.agent.storage import slot_index
 from virtha.drivers.directory_domain import DirectoryDomain
+from virtha.lab.node import wait_until
 from virtha.lab.story import Story
 from virtha.model.errors import Failed
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId
@@ -59,6 +60,11 @@ def test_a_domain_where_another_clusters_hosts_beat_is_refused_told_and_left_alo
     assert "use another directory" in failed.value.message, "the way out is named"
     told = story.api.events(after=revision, code="storage.foreign")
     assert {one["fields"]["name"] for one in told} == {NAME}
-    view = story.api.get(f"/v1/storage-domains/{NAME}")
-    assert not any(view["usable_by"].values()), view
+    hosts = {host.name for host in story.lab.hosts}
+
+    def said() -> bool:
+        detail = story.api.get(f"/v1/storage-domains/{NAME}")["detail"]
+        return {one for one, why in detail.items() if "so no VM is started" in why} == hosts
+
+    wait_until(said, f"each host says what is wrong with {NAME}", timeout_s=60.0)
     assert heartbeats.read_bytes() == before, "their hosts beat on"
