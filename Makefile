@@ -91,14 +91,14 @@ chaos: setup ## random faults on real hosts and guests, who writes is judged fro
 	@$(PYTHON) -m virtha.lab.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(filter no,$(LEASES)),--no-leases) --out .stamp/chaos/$$(date -u +%Y%m%dT%H%M%S)
 
-chaos-oracle: setup ## the same with a build that trusts silence: its two writers must be seen within 10 minutes
+chaos-oracle: setup ## the same without leases, nothing found; then with a build that trusts silence: two writers within 10 minutes
 	@$(PYTHON) scripts/chaos_oracle.py --out .stamp/chaos/oracle-$$(date -u +%Y%m%dT%H%M%S)
 
 crash-points: setup-check ## stories with the leader and the agents struck at every point
 	@echo "==> crash points"
 	@$(PYTHON) tests/crash_points/run.py
 
-verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acceptance rounds, benchmarks; killed, they go on
+verify: setup ## the long runs: mutants, swarm, all crash points, the lab's acceptance rounds, chaos, benchmarks; killed, they go on
 	@scripts/setup ceph
 	@$(PYTHON) scripts/verify.py --seeds $(SEEDS)
 

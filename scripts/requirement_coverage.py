@@ -17,6 +17,7 @@ BAD_INPUT: dict[str, str] = {
     "image name of two files": "A VM from an image of whose name there are two files",
     "disk of another VM": "A disk path that another VM uses already",
     "disk that can't be told": "A domain of which it can't be told whether it opens an image of a managed Ceph pool",
+    "slot of a foreign cluster": "A storage domain in whose heartbeat file another cluster's hosts have their places",
     "memory beyond any host": "More memory than any host has",
     "start with no host that fits": "A start with no host that fits: says per host why not",
     "wrong password": "A wrong password",

@@ -28,6 +28,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q")
 DECIDES_WORLDS = ("virtha", "tests/scenarios", "tests/crash_points")
 """All that decides what the random worlds and crash points do: a run goes on only where it is still the same."""
 READ_BY_TESTS = ("pyproject.toml", "requirements.lock", "docs/guide", "scripts/wheel.py")
+CHAOS_SEEDS, CHAOS_MINUTES = range(1, 5), 30
 KILL_AFTER_S = 60
 """A lab that is interrupted stops its hosts by then."""
 
@@ -119,7 +120,31 @@ def lab_steps() -> list[Step]:
         *("-m", "lab", "-k", "to_and_fro"),
         environment={"VIRTHA_LAB_MOVES": "50"},
     )
-    return [*long, kills, restarts, moves]
+    return [*long, kills, restarts, moves, *chaos_steps()]
+
+
+def chaos_steps() -> list[Step]:
+    """Two hours altogether; before them the proof that they can fail."""
+    oracle = Step(
+        name="chaos-oracle",
+        command=(sys.executable, "scripts/chaos_oracle.py"),
+        places=(
+            *("virtha", "scripts/chaos_oracle.py"),
+            *("tests/mutants/run.py", "tests/mutants/engine-trusts-silence.patch"),
+        ),
+    )
+    runs = [
+        Step(
+            name=f"chaos-seed-{seed}",
+            command=(
+                *(sys.executable, "-m", "virtha.lab.chaos"),
+                *("--minutes", str(CHAOS_MINUTES), "--seed", str(seed)),
+            ),
+            places=("virtha",),
+        )
+        for seed in CHAOS_SEEDS
+    ]
+    return [oracle, *runs]
 
 
 def waiting_steps() -> list[Step]:

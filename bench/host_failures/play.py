@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from host_failures.cases import RECOVERS, Case, Fault
 from host_failures.floor import Floor
@@ -16,7 +17,7 @@ from virtha.lab import faults, guest
 from virtha.lab.api import Json
 from virtha.lab.namespaces import kill
 from virtha.lab.node import wait_until
-from virtha.model.errors import Failed
+from virtha.model.errors import Failed, VirthaError
 
 RECOVERED_S = 150.0
 SEEN_S = 60.0
@@ -27,31 +28,67 @@ THAWED_S = 3.0
 CORES = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A round's. ``dead``: when the host that fails was dead; None: it is not to die."""
+
+    stage: Stage
+    case: Case
+    outside: Outside
+    dead: End | None
+
+    @property
+    def vms(self) -> list[str]:
+        return self.stage.vms(self.case)
+
+    def double_runs(self) -> int:
+        return self.outside.double_runs(self.vms, self.dead)
+
+
 def play(stage: Stage, case: Case) -> Round:
-    """All is well when it begins. Raises Failed where what is measured did not come about."""
-    if case.fault in RECOVERS:
-        return _host_fails(stage, case)
-    return _OTHERS[case.fault](stage, case)
+    """All is well when it begins. Where what is measured did not come about, it says why; how often a VM ran twice it says
+    then, too, for that is when it would have."""
+    try:
+        if case.fault is Fault.NONE:
+            return Floor(stage).measure()
+        dies = case.fault in RECOVERS
+        watched = stage.others if dies else stage.lab.hosts
+        with Outside(stage.lab, watched, stage.disks(case)) as outside:
+            dead = End(stage.victim_process) if dies else None
+            scene = Scene(stage=stage, case=case, outside=outside, dead=dead)
+            try:
+                return _PLAYS[case.fault](scene)
+            except VirthaError as error:
+                return _failed(scene, error.message)
+    except VirthaError as error:
+        return Round(failed=error.message, double_runs=None)
+
+
+def _failed(scene: Scene, why: str) -> Round:
+    try:
+        double_runs: int | None = scene.double_runs()
+    except VirthaError as error:
+        why, double_runs = f"{why}; {error.message}", None
+    return Round(failed=why, double_runs=double_runs, orders=scene.stage.orders())
 
 
 # A host fails, and its VMs come back
 
 
-def _host_fails(stage: Stage, case: Case) -> Round:
-    vms, revision = stage.vms(case), stage.story.revision()
-    with Outside(stage.lab, stage.others, stage.disks(case)) as outside:
-        with _busy(case.loaded), _stopped_libvirtd(stage, case):
-            dead = End(stage.victim_process)
-            began_s = _break(stage, case)
-            started = outside.wait_for_each("started", vms, timeout_s=RECOVERED_S)
-            resumed = outside.wait_for_each("resumed", vms, timeout_s=RECOVERED_S)
-            _wait_recovered(stage, vms, revision)
-        if case.libvirtd_hangs:
-            # What it was once told to start, it would start now.
-            time.sleep(THAWED_S)
-        if case.vms > 1:
-            _wait_for_guests(stage, vms)
-        double_runs, started_again = outside.double_runs(vms, dead), outside.started_again()
+def _host_fails(scene: Scene) -> Round:
+    stage, case, outside, vms = scene.stage, scene.case, scene.outside, scene.vms
+    revision = stage.story.revision()
+    with _busy(case.loaded), _stopped_libvirtd(stage, case):
+        began_s = _break(stage, case)
+        started = outside.wait_for_each("started", vms, timeout_s=RECOVERED_S)
+        resumed = outside.wait_for_each("resumed", vms, timeout_s=RECOVERED_S)
+        _wait_recovered(stage, vms, revision)
+    if case.libvirtd_hangs:
+        # What it was once told to start, it would start now.
+        time.sleep(THAWED_S)
+    if case.vms > 1:
+        _wait_for_guests(stage, vms)
+    double_runs, started_again = scene.double_runs(), outside.started_again()
     told = stage.events(revision)
     if case.libvirtd_hangs:
         _first_target_was_hung(told)
@@ -152,27 +189,24 @@ def _first_target_was_hung(told: list[Json]) -> None:
 # Nobody may touch anything
 
 
-def _network_cut(stage: Stage, case: Case) -> Round:
+def _network_cut(scene: Scene) -> Round:
     """Shown: what `GET /v1/hosts/h1` says."""
-    (vm,), revision = stage.vms(case), stage.story.revision()
-    with Outside(stage.lab, stage.lab.hosts, stage.disks(case)) as outside:
-        file = outside.file_of(vm)
-        began_s = time.monotonic()
-        faults.cut_net(stage.lab, VICTIM)
-        isolated_s = (
-            _when(lambda: _host(stage)["verdict"] == "isolated", "isolated is shown") - began_s
-        )
-        writes = 0
-        newest = file.stat().st_mtime_ns
-        while time.monotonic() < began_s + CUT_S:
-            time.sleep(0.1)
-            changed = file.stat().st_mtime_ns
-            writes, newest = writes + (changed != newest), changed
-        faults.heal_net(stage.lab, VICTIM)
-        _when(lambda: _host(stage)["verdict"] == "alive", "it is back")
-        told = [one["code"] for one in stage.events(revision)]
-        starts = len(outside.seen("started"))
-        double_runs = outside.double_runs([vm], None)
+    stage, outside, (vm,) = scene.stage, scene.outside, scene.vms
+    revision = stage.story.revision()
+    file = outside.file_of(vm)
+    began_s = time.monotonic()
+    faults.cut_net(stage.lab, VICTIM)
+    isolated_s = _when(lambda: _host(stage)["verdict"] == "isolated", "isolated is shown") - began_s
+    writes = 0
+    newest = file.stat().st_mtime_ns
+    while time.monotonic() < began_s + CUT_S:
+        time.sleep(0.1)
+        changed = file.stat().st_mtime_ns
+        writes, newest = writes + (changed != newest), changed
+    faults.heal_net(stage.lab, VICTIM)
+    _when(lambda: _host(stage)["verdict"] == "alive", "it is back")
+    told = [one["code"] for one in stage.events(revision)]
+    starts = len(outside.seen("started"))
     return Round(
         measured={
             "isolated_s": round(isolated_s, 4),
@@ -181,54 +215,49 @@ def _network_cut(stage: Stage, case: Case) -> Round:
             "fences": told.count("fence.began") + len(stage.orders()),
             "recoveries": told.count("vm.recovery_started"),
         },
-        double_runs=double_runs,
+        double_runs=scene.double_runs(),
         orders=stage.orders(),
     )
 
 
-def _agent_killed(stage: Stage, case: Case) -> Round:
-    with Outside(stage.lab, stage.lab.hosts, stage.disks(case)) as outside:
-        began_s = time.monotonic()
-        faults.kill_agent(stage.lab, VICTIM)
-        down_s = _when(
-            lambda: _host(stage)["status"]["state"] == "agent_down", "agent down is shown"
-        )
-        time.sleep(max(0.0, began_s + AGENT_AWAY_S - time.monotonic()))
-        again_s = time.monotonic()
-        faults.start_agent(stage.lab, VICTIM)
-        back_s = _when(lambda: _is_up(_host(stage)), "its agent is back")
-        # What an agent would do to VMs, it does when it comes back.
-        time.sleep(1.0)
-        # Not the domain by which it proves its start gate, which never runs.
-        touched = [seen for _, seen in outside.seen() if seen.vm in stage.vms(case)]
-        double_runs = outside.double_runs(stage.vms(case), None)
+def _agent_killed(scene: Scene) -> Round:
+    stage = scene.stage
+    began_s = time.monotonic()
+    faults.kill_agent(stage.lab, VICTIM)
+    down_s = _when(lambda: _host(stage)["status"]["state"] == "agent_down", "agent down is shown")
+    time.sleep(max(0.0, began_s + AGENT_AWAY_S - time.monotonic()))
+    again_s = time.monotonic()
+    faults.start_agent(stage.lab, VICTIM)
+    back_s = _when(lambda: _is_up(_host(stage)), "its agent is back")
+    # What an agent would do to VMs, it does when it comes back.
+    time.sleep(1.0)
+    # Not the domain by which it proves its start gate, which never runs.
+    touched = [seen for _, seen in scene.outside.seen() if seen.vm in scene.vms]
     return Round(
         measured={
             "shown_s": round(down_s - began_s, 4),
             "back_s": round(back_s - again_s, 4),
             "touched": len(touched) + len(stage.orders()),
         },
-        double_runs=double_runs,
+        double_runs=scene.double_runs(),
         orders=stage.orders(),
     )
 
 
-def _qemu_killed(stage: Stage, case: Case) -> Round:
+def _qemu_killed(scene: Scene) -> Round:
     """Its agent starts it again where it was."""
-    (vm,) = stage.vms(case)
+    stage, outside, (vm,) = scene.stage, scene.outside, scene.vms
     revision = stage.story.revision()
-    with Outside(stage.lab, stage.lab.hosts, stage.disks(case)) as outside:
-        _, _, began_s = faults.kill_qemu(stage.lab, vm)
-        started = outside.wait_for_each("started", [vm], timeout_s=RECOVERED_S)
-        resumed = outside.wait_for_each("resumed", [vm], timeout_s=RECOVERED_S)
-        stage.story.wait_event(vm, "vm.restarted", after=revision)
-        # The next one comes when this one's history is complete, as in life.
-        stage.story.wait_event(vm, "vm.evidence.kept", after=revision)
-        double_runs = outside.double_runs([vm], None)
+    _, _, began_s = faults.kill_qemu(stage.lab, vm)
+    started = outside.wait_for_each("started", [vm], timeout_s=RECOVERED_S)
+    resumed = outside.wait_for_each("resumed", [vm], timeout_s=RECOVERED_S)
+    stage.story.wait_event(vm, "vm.restarted", after=revision)
+    # The next one comes when this one's history is complete, as in life.
+    stage.story.wait_event(vm, "vm.evidence.kept", after=revision)
     return Round(
         started_s=_after(began_s, started),
         resumed_s=_after(began_s, resumed),
-        double_runs=double_runs,
+        double_runs=scene.double_runs(),
         orders=stage.orders(),
     )
 
@@ -247,12 +276,8 @@ def _when(condition: Callable[[], bool], what: str) -> float:
     return time.monotonic()
 
 
-def _floor(stage: Stage, case: Case) -> Round:
-    return Floor(stage).measure()
-
-
-_OTHERS: dict[Fault, Callable[[Stage, Case], Round]] = {
-    Fault.NONE: _floor,
+_PLAYS: dict[Fault, Callable[[Scene], Round]] = {
+    **dict.fromkeys(RECOVERS, _host_fails),
     Fault.NETWORK_CUT: _network_cut,
     Fault.AGENT_KILLED: _agent_killed,
     Fault.QEMU_KILLED: _qemu_killed,

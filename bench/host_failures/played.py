@@ -14,8 +14,8 @@ class Round(Value, frozen=True, kw_only=True):
     """Its processors run: QEMU is created paused, and goes on when its grant was looked at again (G2)."""
     measured: dict[str, float] = {}
     """What else the case measures, by name, in seconds; of events and orders the number."""
-    double_runs: int = 0
-    """VMs of which two copies were, or two hosts wrote to the disk."""
+    double_runs: int | None = 0
+    """VMs of which two copies were, or two hosts wrote to the disk; None: nobody saw it."""
     started_again: int = 0
     """Starts beyond the first of each VM: one that took too long was taken back."""
     suspected: int = 0

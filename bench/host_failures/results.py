@@ -8,6 +8,7 @@ from rich.table import Table
 
 from host_failures.cases import FLOOR, POWER_SEEN_FAST, RECOVERS, Case, Fault
 from host_failures.played import Round
+from virtha.lab.journals import Replayed
 
 Rounds = Mapping[Case, Sequence[Round]]
 SHOWN_S = 5.0
@@ -15,16 +16,17 @@ LAST_AFTER_FIRST_S = 5.0
 PHASES = ("detect", "prove", "fence", "start")
 
 
-def figures(played: Rounds) -> dict[str, Figure]:
-    """Of the cases that have rounds. ``first``: of the VMs on the dead host the one that ran first; with one VM, that one."""
+def figures(played: Rounds, single: Sequence[Round]) -> dict[str, Figure]:
+    """Of the cases that have rounds. ``first``: of the VMs on the dead host the one that ran first; with one VM, that one.
+    ``single``: rounds of POWER_SEEN_FAST, whether or not it is among the cases."""
     found: dict[str, Figure] = {}
-    floor_s = _floor(found, played.get(FLOOR, ()))
+    floor_s = _floor(found, [one for one in played.get(FLOOR, ()) if not one.failed])
     for case, rounds in played.items():
         whole = [one for one in rounds if not one.failed]
         if case.fault in (*RECOVERS, Fault.QEMU_KILLED) and whole:
             _recovery(found, case, whole, floor_s if case.fault in RECOVERS else None)
         if case.vms > 1 and whole:
-            _many(found, case, whole, played.get(POWER_SEEN_FAST, ()))
+            _many(found, case, whole, single)
         if case.libvirtd_hangs and whole:
             _hung_target(found, case, whole)
         if case.fault in _QUIET and whole:
@@ -36,11 +38,28 @@ def figures(played: Rounds) -> dict[str, Figure]:
             found[f"{case.name}_failed"] = at_most(0, len(rounds) - len(whole), "")
     every = [one for case, rounds in played.items() if case is not FLOOR for one in rounds]
     if every:
-        twice = sum(one.double_runs for one in every)
+        twice = sum(one.double_runs or 0 for one in every)
         found["double_runs"] = at_most(0, twice, "", f"in {len(every)} runs, from outside")
+        unseen = sum(one.double_runs is None for one in every)
+        found["double_runs_unseen"] = at_most(0, unseen, "", "runs of which nobody can say that")
         suspected = sum(one.suspected for one in every)
         found["false_suspicions"] = at_most(0, suspected, "", "of hosts that nothing was done to")
     return found
+
+
+def replay_figures(
+    replays: Mapping[Case, Sequence[Replayed]], not_replayed: Mapping[Case, int]
+) -> dict[str, Figure]:
+    """Of the engine's journals, case by case. ``not_replayed``: rounds whose journal went with the lab of a run that was killed."""
+    every = [one for replayed in replays.values() for one in replayed]
+    turns = sum(one.turns for one in every)
+    wrong = sum(not one.is_the_same for one in every)
+    left = [f"{case.name}: {number}" for case, number in not_replayed.items() if number]
+    return {
+        "replayed_turns": at_least(1, turns, "", "of the engine's journals"),
+        "replays_that_differ": at_most(0, wrong, "", f"of {len(every)}, one after each case"),
+        "rounds_not_replayed": at_most(0, sum(not_replayed.values()), "", ", ".join(left)),
+    }
 
 
 def _floor(found: dict[str, Figure], rounds: Sequence[Round]) -> float | None:
@@ -85,9 +104,11 @@ def _many(
     """As fast as a single one: the median of the firsts lies within what a single one takes (its p95)."""
     first_s = quantile([one.started_s[0] for one in rounds], 0.5)
     alone = [one.started_s[0] for one in single if not one.failed]
-    if alone:
-        note = "median of the firsts; a single one's p95"
-        found[f"{case.name}_first_p50_s"] = at_most(quantile(alone, 0.95), first_s, "s", note)
+    note = "median of the firsts; a single one's p95"
+    if not alone:
+        note = f"nothing to compare it with: CASE={POWER_SEEN_FAST.name},{case.name}"
+    limit_s = quantile(alone, 0.95) if alone else 0.0
+    found[f"{case.name}_first_p50_s"] = at_most(limit_s, first_s, "s", note)
     middle = quantile([median(one.started_s) for one in rounds], 0.5)
     found[f"{case.name}_median_p50_s"] = shown(middle, "s", "median VM, median of all runs")
     last_s = quantile([one.started_s[-1] for one in rounds], 0.5)
@@ -121,6 +142,7 @@ def _sum(rounds: Sequence[Round], name: str) -> float:
 def _network_cut(found: dict[str, Figure], case: Case, rounds: Sequence[Round]) -> None:
     isolated = [one.measured["isolated_s"] for one in rounds]
     found["network_cut_isolated_p50_s"] = shown(quantile(isolated, 0.5), "s", "until it is shown")
+    found["network_cut_isolated_p95_s"] = shown(quantile(isolated, 0.95), "s")
     found["network_cut_isolated_worst_s"] = at_most(SHOWN_S, max(isolated), "s")
     found["network_cut_fences"] = at_most(0, _sum(rounds, "fences"), "")
     starts = _sum(rounds, "starts") + _sum(rounds, "recoveries")
@@ -136,9 +158,11 @@ def _agent_killed(found: dict[str, Figure], case: Case, rounds: Sequence[Round])
     found["agent_killed_shown_p50_s"] = shown(
         quantile(down, 0.5), "s", "until `agent down` is shown"
     )
+    found["agent_killed_shown_p95_s"] = shown(quantile(down, 0.95), "s")
     found["agent_killed_shown_worst_s"] = shown(max(down), "s")
     back = [one.measured["back_s"] for one in rounds]
     found["agent_killed_back_p50_s"] = shown(quantile(back, 0.5), "s", "from its restart")
+    found["agent_killed_back_p95_s"] = shown(quantile(back, 0.95), "s")
     found["agent_killed_back_worst_s"] = at_most(SHOWN_S, max(back), "s")
     touched = _sum(rounds, "touched")
     found["agent_killed_actions"] = at_most(0, touched, "", "events of VMs, orders to BMCs")

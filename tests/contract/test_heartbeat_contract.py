@@ -205,6 +205,7 @@ def test_several_hosts_that_prepare_at_once_make_one_file(tmp_path: Path) -> Non
 # Bad input
 
 
+@pytest.mark.bad_input("slot of a foreign cluster")
 @pytest.mark.parametrize("other", [{"installation_id": THEIRS}, {"domain_id": DS2}])
 def test_a_foreign_place_is_neither_prepared_nor_written(
     place: HeartbeatPlace, other: dict[str, Any]

@@ -9,10 +9,12 @@ import pytest
 from last_words import last_words
 
 from virtha.lab import faults, lab, state
+from virtha.lab.journals import replayed_lab
 from virtha.lab.lab import Lab
 from virtha.lab.story import Story, no_restart_limit
 
 HOSTS = 2
+REPLAYED = pytest.StashKey[str]()
 LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(?:[a-z]+-)?(\d+)$")
 
 
@@ -28,6 +30,13 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if REPLAYED in config.stash:
+        terminalreporter.write_line(f"the lab's journal: {config.stash[REPLAYED]}")
+
+
 def _take_down_orphans() -> None:
     """Labs of test runs that were killed; those of runs that still live stay."""
     for directory in state.registered():
@@ -37,13 +46,16 @@ def _take_down_orphans() -> None:
 
 
 @pytest.fixture(scope="session")
-def built_lab() -> Iterator[Lab]:
+def built_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """An error in the end, unless its engine's journal, replayed, decides the same."""
     _take_down_orphans()
     directory = Path(f"/tmp/virtha-lab-test-{os.getpid()}")
-    try:
-        yield lab.up(directory, hosts=HOSTS)
-    finally:
-        lab.down(directory, keep_files=bool(os.environ.get("VIRTHA_LAB_KEEP_FILES")))
+    keep_files = bool(os.environ.get("VIRTHA_LAB_KEEP_FILES"))
+    with replayed_lab(directory, hosts=HOSTS, keep_files=keep_files) as journals:
+        yield journals.lab
+        if request.session.exitstatus == pytest.ExitCode.INTERRUPTED:
+            journals.leave_unread()
+    request.config.stash[REPLAYED] = str(journals.replayed)
 
 
 @pytest.fixture(scope="session")

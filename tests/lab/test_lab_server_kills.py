@@ -26,6 +26,7 @@ PATIENCE_S = 240.0
 LOOK_S = 0.002
 VM = "web1"
 VICTIM, TARGET = "h1", "h2"
+OFFS = {"off", "off!"}
 OFF, ON, READ = "set power 0", "set power 1", "get power"
 POLICY: Json = {
     **no_restart_limit(),
@@ -105,6 +106,10 @@ MOMENTS = (
 )
 
 
+ON_INTENDED = next(n for n, moment in enumerate(MOMENTS) if str(moment) == "on is recorded")
+"""From this moment on the host is to be on, and no off may follow, whoever gives it."""
+
+
 def test_there_are_twenty_moments() -> None:
     assert len({str(moment) for moment in MOMENTS}) == len(MOMENTS) == 20
 
@@ -138,6 +143,7 @@ def test_a_server_that_is_killed_in_a_fencing_is_followed_by_one_that_finishes_i
         if moment.libvirt_stands:
             target.signal_service("libvirtd", signal.SIGSTOP)
         _reach(scene, moment)
+        asked = len(scene.bmc.requests())
         faults.kill_server(story.lab)
         scene.bmc.behave(BmcManners())
         if moment.libvirt_stands:
@@ -153,7 +159,11 @@ def test_a_server_that_is_killed_in_a_fencing_is_followed_by_one_that_finishes_i
     orders = scene.bmc.orders()
     print(f"{moment}: its BMC was told {orders}")
     assert orders.count("off!") == 1, "one off found the host on"
-    assert not {"off", "off!"} & set(orders[orders.index("on") :]), "none after it was to be on"
+    assert not OFFS & set(orders[orders.index("on") :]), "none after it was ordered on"
+    if MOMENTS.index(moment) >= ON_INTENDED:
+        later = [one.order for one in scene.bmc.requests()[asked:] if one.order]
+        print(f"{moment}: of these after the kill {later}")
+        assert not OFFS & set(later), "none after it was to be on"
     _one_fence_is_done(story, revision)
 
 

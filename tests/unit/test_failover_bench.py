@@ -8,16 +8,20 @@ from types import SimpleNamespace
 import pytest
 from loaded_script import ROOT
 
+from virtha.lab.journals import Replayed
 from virtha.lab.watching import Seen
+from virtha.model.errors import Failed
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Its parts, imported as ``python bench/failover.py`` does."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    from host_failures import cases, ledger, played, results, twice
+    from host_failures import cases, ledger, play, played, results, twice
 
-    yield SimpleNamespace(cases=cases, ledger=ledger, played=played, results=results, twice=twice)
+    yield SimpleNamespace(
+        cases=cases, ledger=ledger, play=play, played=played, results=results, twice=twice
+    )
     for name in [name for name in sys.modules if name.split(".")[0] in ("host_failures", "report")]:
         del sys.modules[name]
 
@@ -84,10 +88,14 @@ def test_figures_hold_or_not_by_what_was_measured(bench: SimpleNamespace) -> Non
     seen = {"isolated_s": 5.5, "fences": 0, "starts": 1, "recoveries": 0, "writes": 12}
     found = bench.results.figures(
         {
-            bench.cases.FLOOR: [bench.played.Round(measured=floor)],
+            bench.cases.FLOOR: [
+                bench.played.Round(measured=floor),
+                bench.played.Round(failed="never", double_runs=None),
+            ],
             case: [*rounds, bench.played.Round(failed="never", double_runs=1)],
             cut: [bench.played.Round(measured=seen)],
-        }
+        },
+        [],
     )
     held = {name: (figure.value, figure.holds) for name, figure in found.items()}
     assert held["floor_s"] == (1.0, None)
@@ -99,7 +107,106 @@ def test_figures_hold_or_not_by_what_was_measured(bench: SimpleNamespace) -> Non
     assert held["network_cut_isolated_worst_s"] == (5.5, False)
     assert held["network_cut_fences"] == (0, True)
     assert held["network_cut_starts"] == (1, False)
+    assert held["network_cut_isolated_p95_s"] == (5.5, None)
     assert held["double_runs"] == (1, False)
+    assert held["double_runs_unseen"] == (0, True)
+
+
+def test_an_agent_that_was_killed_has_all_figures_of_how_it_is_shown(
+    bench: SimpleNamespace,
+) -> None:
+    case = next(one for one in bench.cases.CASES if one.name == "agent_killed")
+    measured = {"shown_s": 1.0, "back_s": 0.5, "touched": 0}
+    found = bench.results.figures({case: [bench.played.Round(measured=measured)] * 20}, [])
+    for which in ("shown", "back"):
+        assert {f"agent_killed_{which}_{one}_s" for one in ("p50", "p95", "worst")} <= found.keys()
+
+
+def test_many_vms_are_compared_with_a_single_one_whichever_cases_are_played(
+    bench: SimpleNamespace,
+) -> None:
+    case = next(one for one in bench.cases.CASES if one.vms == 16)
+    many = bench.played.Round(started_s=(2.0, 3.0), resumed_s=(2.1, 3.1))
+    alone = [bench.played.Round(started_s=(2.1,)), bench.played.Round(failed="never")]
+    name = f"{case.name}_first_p50_s"
+    found = bench.results.figures({case: [many]}, alone)[name]
+    assert (found.value, found.target, found.holds) == (2.0, 2.1, True)
+    for none in ([], alone[1:]):
+        found = bench.results.figures({case: [many]}, none)[name]
+        assert (found.value, found.holds) == (2.0, False), "nothing to compare it with"
+
+
+@pytest.mark.parametrize("fault", ["POWER_SEEN", "NETWORK_CUT", "AGENT_KILLED", "QEMU_KILLED"])
+def test_a_round_that_fails_says_how_often_a_vm_ran_twice(
+    bench: SimpleNamespace, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = bench.cases.Fault[fault]
+    case = next(one for one in bench.cases.CASES if one.fault is kind)
+    ends: list[object] = []
+
+    class Outside:
+        blind = False
+
+        def __init__(self, *_: object) -> None: ...
+        def __enter__(self) -> "Outside":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def double_runs(self, vms: list[str], dead: object) -> int:
+            assert vms == ["web1"]
+            ends.append(dead)
+            if self.blind:
+                raise Failed("nobody saw who wrote")
+            return 1
+
+    def breaks(_: object) -> None:
+        raise Failed("not within 150 s")
+
+    monkeypatch.setattr(bench.play, "Outside", Outside)
+    monkeypatch.setattr(bench.play, "End", lambda process: f"end of {process}")
+    monkeypatch.setitem(bench.play._PLAYS, kind, breaks)
+    stage = SimpleNamespace(
+        lab=SimpleNamespace(hosts=[]), others=[], victim_process="h1", disks=lambda _: {}
+    )
+    stage.vms, stage.orders = (lambda _: ["web1"]), (lambda: ("h1 off",))
+    played = bench.play.play(stage, case)
+    assert (played.failed, played.double_runs) == ("not within 150 s", 1)
+    assert played.orders == ("h1 off",)
+    assert ends == ["end of h1" if kind in bench.cases.RECOVERS else None]
+    Outside.blind = True
+    played = bench.play.play(stage, case)
+    assert played.failed == "not within 150 s; nobody saw who wrote" and played.double_runs is None
+    held = bench.results.figures({case: [played]}, [])
+    assert held["double_runs_unseen"].holds is False
+
+
+def test_rounds_count_as_replayed_once_a_replay_stands_behind_them(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    case = bench.cases.POWER_SEEN_FAST
+    ledger = bench.ledger.Ledger("program", tmp_path)
+    for _ in range(2):
+        ledger.add(case, bench.played.Round())
+    assert ledger.rounds_not_replayed(case) == 2
+    ledger.add_replay(case, Replayed(turns=9))
+    ledger.add(case, bench.played.Round())
+    assert (len(ledger.rounds(case)), ledger.rounds_not_replayed(case)) == (3, 1)
+    assert ledger.replays(case) == [Replayed(turns=9)]
+    other = bench.ledger.Ledger("another", tmp_path)
+    assert (other.replays(case), other.rounds_not_replayed(case)) == ([], 0)
+
+
+def test_a_replay_that_differs_or_was_never_made_does_not_hold(bench: SimpleNamespace) -> None:
+    case = bench.cases.POWER_SEEN_FAST
+    for replayed, left, holds in (
+        ([Replayed(turns=9)], 0, (True, True, True)),
+        ([Replayed(turns=9, differ=1)], 0, (True, False, True)),
+        ([Replayed(turns=9, gone=1)], 0, (True, False, True)),
+        ([Replayed(turns=9)], 1, (True, True, False)),
+        ([], 1, (False, True, False)),
+    ):
+        found = bench.results.replay_figures({case: replayed}, {case: left})
+        assert tuple(one.holds for one in found.values()) == holds, (replayed, left)
 
 
 def told(*events: str) -> list[tuple[str, Seen]]:

@@ -157,3 +157,17 @@ def test_an_interrupted_run_goes_on(
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def test_two_hours_of_chaos_come_after_the_proof_that_it_can_fail() -> None:
+    script = load_script("verify")
+    steps = {step.name: step for step in script.lab_steps()}
+    chaos = [name for name in steps if name.startswith("chaos-")]
+    assert chaos[0] == "chaos-oracle"
+    runs = [steps[name].command for name in chaos[1:]]
+    options = [dict(zip(run[3::2], run[4::2], strict=True)) for run in runs]
+    assert sum(float(one["--minutes"]) for one in options) >= 120
+    assert len({one["--seed"] for one in options}) == len(options) == 4
+    for name in chaos:
+        assert all((ROOT / place).exists() for place in steps[name].places), name
+        assert steps[name].state

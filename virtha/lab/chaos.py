@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from virtha.lab import lab
 from virtha.lab.chaos_plan import FaultKind, Scene, draw_round
-from virtha.lab.chaos_report import figures, holds, keep_evidence, replay, show
+from virtha.lab.chaos_report import FIGURES, exit_code, figures, keep_evidence, show
 from virtha.lab.chaos_run import (
     FAULT_LOG,
     HOSTS,
@@ -31,14 +31,13 @@ from virtha.lab.chaos_run import (
     chaos_policy,
     refuse_nothing_to_strike,
 )
+from virtha.lab.journals import Journals
 from virtha.lab.progress import Steps
 from virtha.lab.state import lab_directory
 from virtha.model.errors import InvalidInput, VirthaError
 
 DIRECTORY = Path("/var/lib/virtha-chaos")
 STRETCH_MIN, STRETCH_MAX = 0.1, 20.0
-VIOLATED = 3
-"""Exit code of a run in which a superseded copy wrote: what a run that is to prove the oracle must end with."""
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -147,7 +146,7 @@ def _run(options: Options) -> int:
         return 130
     finally:
         lab.down(options.directory, keep_files=code != 0, steps=steps)
-    show(told, run.tally)
+    show(told, run.tally, options.out / FIGURES)
     return code
 
 
@@ -158,13 +157,9 @@ def _play(run: ChaosRun, steps: Steps) -> tuple[dict[str, Any], int]:
     if run.tally.findings:
         steps.say(f"evidence: {keep_evidence(run)}; the lab's files stay in {run.lab.directory}")
     with steps.step("the engine's journal is replayed"):
-        replayed = replay(run.lab, run.options.out)
-    for one in replayed.broken:
-        steps.say(f"replay: {one}")
-    code = 0 if holds(run.tally, replayed) else 1
-    if any(one.what == "violation" for one in run.tally.findings):
-        code = VIOLATED
-    return figures(run, replayed), code
+        replayed = Journals(run.lab, run.options.out).replay()
+    steps.say(f"replay: {replayed}")
+    return figures(run, replayed), exit_code(run.tally, replayed)
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -1,10 +1,9 @@
 """What a run of chaos came to: figures, a table, one line of JSON; and what is kept when it failed."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from virtha.engine.journal import FaultKind as JournalFault
 from virtha.lab.api import Json
-from virtha.lab.chaos_run import ChaosRun, Tally
-from virtha.lab.lab import Lab
+from virtha.lab.chaos_run import STRAY, VIOLATION, ChaosRun, Tally
+from virtha.lab.journals import Replayed
 from virtha.lab.node import Node
-from virtha.model.errors import Failed, VirthaError
-from virtha.model.value import Value
-from virtha.server.config import ServerPaths
+from virtha.lab.write_judge import Violation
+from virtha.model.errors import VirthaError
 
-REPLAY_S = 1_800
 EVIDENCE_EVENTS = 2_000
+FIGURES = "figures.json"
+VIOLATED = 20
+"""Exit code of a run in which a superseded copy wrote: what a run that is to prove the oracle must end with. No error of virtha's
+own ends with it, nor with the next one."""
+STRAY_WRITE = 21
+"""Of one in which somebody wrote who is no copy that the witness knows: perhaps the witness is wrong."""
 _COUNTED = {
     "fences": "fence.began",
     "hosts_proven_dead": "host.proven_dead",
@@ -34,55 +36,6 @@ _COUNTED = {
 """Key -> the event that is counted for it."""
 _WRONG = {"records_lost": "record lost", "vms_lost": "vm lost"}
 """Key -> ``Finding.what``."""
-
-
-class Replayed(Value, frozen=True, kw_only=True):
-    """Of all engines' journals."""
-
-    turns: int = 0
-    differ: int = 0
-    cut: int = 0
-    """Segments whose last record was cut short by a kill -9 of the server."""
-    broken: tuple[str, ...] = ()
-
-    @property
-    def is_the_same(self) -> bool:
-        return self.turns > 0 and not self.differ and not self.broken
-
-
-def replay(made: Lab, out: Path) -> Replayed:
-    """Each journal through the very program that wrote it. Raises Failed when that says nothing that can be read."""
-    journals = ServerPaths(made.server.root).journals
-    total = Replayed()
-    for directory in sorted(journals.iterdir()):
-        command = [sys.executable, "-m", "virtha.cli.main", "replay", str(directory), "-o", "json"]
-        log = out / f"replay-{directory.name}.json"
-        with log.open("wb") as sink:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=sink, timeout=REPLAY_S, check=False
-            )
-        total = add_replay(total, log, done.returncode)
-    return total
-
-
-def add_replay(total: Replayed, log: Path, code: int) -> Replayed:
-    """``log``: what `virtha replay -o json` said, which ended with ``code``. Raises Failed when that can't be read."""
-    try:
-        segments = json.loads(log.read_bytes())["segments"]
-    except (ValueError, KeyError) as error:
-        raise Failed(
-            f"virtha replay ended with {code}, and {log} can't be read: {error}"
-        ) from error
-    faults = [one for one in segments if one["fault"] is not None]
-    cut = [one for one in faults if one["fault"]["kind"] == JournalFault.TRUNCATED.value]
-    broken = [f"{one['file']}: {one['fault']}" for one in faults if one not in cut]
-    broken += [f"{one['file']}: {one['failure']}" for one in segments if one["failure"]]
-    return Replayed(
-        turns=total.turns + sum(one["turns"] for one in segments),
-        differ=total.differ + sum(one["differ"] for one in segments),
-        cut=total.cut + len(cut),
-        broken=(*total.broken, *broken),
-    )
 
 
 def figures(run: ChaosRun, replayed: Replayed) -> dict[str, Any]:
@@ -98,15 +51,26 @@ def figures(run: ChaosRun, replayed: Replayed) -> dict[str, Any]:
         **_events(run),
         "writes": run.writes.judge.writes,
         "records_acknowledged": run.records.acknowledged(),
-        "violations": len(run.writes.violations),
+        "violations": sum(one.newer is not None for one in run.writes.violations),
+        "stray_writes": sum(one.newer is None for one in run.writes.violations),
+        "violated_after_s": violated_after_s(tally.struck_at_ms, run.writes.violations),
         **{key: found.pop(what, 0) for key, what in _WRONG.items()},
-        "other_findings": sum(found.values()) - found["violation"],
+        "other_findings": sum(found.values()) - found[VIOLATION] - found[STRAY],
         "back_s_median": round(back[len(back) // 2], 1) if back else None,
         "back_s_worst": round(back[-1], 1) if back else None,
         "replayed_turns": replayed.turns,
         "replay_differs": replayed.differ + len(replayed.broken),
         "journals_cut": replayed.cut,
+        "journals_gone_unread": replayed.gone,
     }
+
+
+def violated_after_s(struck_at_ms: Sequence[int], violations: Sequence[Violation]) -> float | None:
+    """From the first strike to the first write of a superseded copy, on the machine's own clock; None: there was none."""
+    written_ms = [one.write.at_ms for one in violations if one.newer is not None]
+    if not written_ms or not struck_at_ms:
+        return None
+    return round((min(written_ms) - min(struck_at_ms)) / 1_000, 1)
 
 
 def _events(run: ChaosRun) -> dict[str, int | None]:
@@ -120,8 +84,18 @@ def holds(tally: Tally, replayed: Replayed) -> bool:
     return not tally.findings and tally.rounds > 0 and replayed.is_the_same
 
 
-def show(told: dict[str, Any], tally: Tally) -> None:
-    """The table for people; the JSON line comes last."""
+def exit_code(tally: Tally, replayed: Replayed) -> int:
+    found = {one.what for one in tally.findings}
+    if VIOLATION in found:
+        return VIOLATED
+    if STRAY in found:
+        return STRAY_WRITE
+    return 0 if holds(tally, replayed) else 1
+
+
+def show(told: dict[str, Any], tally: Tally, path: Path) -> None:
+    """The table for people; the JSON line comes last, and is in the file as well."""
+    path.write_text(json.dumps({"chaos": told}))
     table = Table("FIGURE", "MEASURED", box=None)
     for key, value in told.items():
         if not isinstance(value, dict):

@@ -39,6 +39,8 @@ GUESTS_BOOT_S = 240.0
 """Of all VMs at once, until they write: 35 s on an idle machine of two cores, under emulation; four times that while others
 want those as well."""
 FIRST_RECORDS_S = 300.0
+FOUND_MAX = 10
+"""Of a kind, that are told."""
 _LOOK_S = 1.0
 _WORKERS = 16
 """A round has at most six strikes, and their ends may be late."""
@@ -57,8 +59,13 @@ class Options(Value, frozen=True, kw_only=True):
     """How many times as long each round takes."""
 
 
+VIOLATION = "violation"
+STRAY = "stray write"
+
+
 class Finding(Value, frozen=True, kw_only=True):
-    """Why a run has failed. ``what``: ``violation``, ``record lost``, ``vm lost``, ``host lost``, ``witness``."""
+    """Why a run has failed. ``what``: ``violation`` (a superseded copy wrote), ``stray write`` (nobody that the witness knows did),
+    ``record lost``, ``vm lost``, ``host lost``, ``witness``."""
 
     what: str
     detail: str
@@ -71,6 +78,8 @@ class Tally:
     rounds: int = 0
     strikes: Counter[str] = field(default_factory=Counter)
     """By kind, those that struck."""
+    struck_at_ms: list[int] = field(default_factory=list)
+    """Each strike's moment, on the machine's clock since its boot, as writes have it."""
     missed: int = 0
     """That found their host off, or what they were to strike gone."""
     back_s: list[float] = field(default_factory=list)
@@ -226,12 +235,14 @@ class ChaosRun:
             self.tally.strikes[one.kind.value] += 1
             self._log.note(**said, came=self._operators.work(one))
             return
+        struck_at_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
         try:
             mend = self._striker.strike(one)
         except (VirthaError, OSError) as error:
             self.tally.missed += 1
             self._log.note(**said, missed=str(error))
             return
+        self.tally.struck_at_ms.append(struck_at_ms)
         self.tally.strikes[one.kind.value] += 1
         if one.lasts_ms is None or healing.wait(one.lasts_ms / 1_000):
             return
@@ -311,8 +322,12 @@ class ChaosRun:
             return False
         if self.writes.error is not None:
             self._find("witness", f"of writes: {self.writes.error!r}")
-        for violation in self.writes.violations[:10]:
-            self._find("violation", str(violation))
+        found = self.writes.violations
+        superseded = [one for one in found if one.newer is not None]
+        stray = [one for one in found if one.newer is None]
+        for what, ones in ((VIOLATION, superseded), (STRAY, stray)):
+            for one in ones[:FOUND_MAX]:
+                self._find(what, str(one))
         return True
 
     def _look_for_lost_records(self) -> None:

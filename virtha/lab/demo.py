@@ -5,8 +5,8 @@
 Three hosts, a highly available VM with a watchdog. Its watchdog daemon is killed, its QEMU is killed,
 a second one is powered off by its card, the kernel panics: each is recorded, each is handled. Then the
 power of a host is cut: its VMs run elsewhere, once, and it comes back. Every figure is measured from
-outside the product. The last line is one JSON object. The exit code is 0
-only if every part holds.
+outside the product. In the end the engine's journal is replayed, and has to be decided the same. The last
+line is one JSON object. The exit code is 0 only if every part holds.
 """
 
 import json
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from virtha.lab import faults, lab
 from virtha.lab.host_story import HostStory
+from virtha.lab.journals import Journals, replay_and_tell
 from virtha.lab.node import Node
 from virtha.lab.progress import Steps
 from virtha.lab.state import lab_directory
@@ -53,7 +54,14 @@ class Demo:
         self.failures: list[str] = []
 
     def tell(self) -> None:
-        """All parts, in order. A part that fails is told and does not stop the next one."""
+        """All parts, in order. A part that fails is told and does not stop the next one, but for the first: all others need its VM."""
+        try:
+            self._tell_parts()
+        except VirthaError as error:
+            self.failures.append(str(error))
+            self.steps.say(f"FAILED: {error}")
+
+    def _tell_parts(self) -> None:
         with StreamWitness(self.lab.api) as stream:
             host = self._begin()
             with LibvirtWitness(host) as libvirt:
@@ -61,6 +69,15 @@ class Demo:
                     self._try(part, host, libvirt, stream)
             self._try(self.watchdog_powers_off, host, None, stream)
             self._try(self.host_loses_power, host, None, stream)
+
+    def replay_journal(self) -> bool:
+        """Before it goes with its lab. Whether all was decided the same."""
+        journals = Journals(self.lab)
+        holds = replay_and_tell(journals, self.steps)
+        turns = 0 if journals.replayed is None else journals.replayed.turns
+        what = "turns of the engine's journal, replayed, all decided the same"
+        self._figure("replayed_turns", what, turns, holds=holds)
+        return holds
 
     def _begin(self) -> Node:
         with self.steps.step("web1: created from image tiny, HA, watchdog i6300esb:reset, started"):
@@ -220,6 +237,7 @@ KEYS = (
     "host_power_loss_s",
     "host_vms_recovered",
     "double_runs",
+    "replayed_turns",
 )
 
 
@@ -249,10 +267,12 @@ def main() -> int:
     directory = lab_directory(None if os.environ.get("VIRTHA_LAB") else DIRECTORY)
     steps = Steps(sys.stdout)
     lab.down(directory, steps=steps)
+    keep_files = False
     try:
         steps.say(f"a lab with {HOSTS} hosts in {directory}")
         demo = Demo(lab.up(directory, hosts=HOSTS, steps=steps), steps)
         demo.tell()
+        keep_files = not demo.replay_journal()
         demo.story.close()
         if keep:  # before the report: the JSON line is the last one
             sys.stdout.write(f"{_how_to_look_around(directory, demo.lab)}\n")
@@ -263,7 +283,7 @@ def main() -> int:
         return error.exit_code
     finally:
         if not keep:
-            lab.down(directory, steps=steps)
+            lab.down(directory, keep_files=keep_files, steps=steps)
 
 
 def _how_to_look_around(directory: Path, made: lab.Lab) -> str:

@@ -11,7 +11,8 @@ import defusedxml.ElementTree
 from virtha.lab import bmc, faults, guest
 from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
-from virtha.lab.lab import Lab, down, up
+from virtha.lab.journals import Journals, replayed_lab
+from virtha.lab.lab import Lab, down
 from virtha.lab.node import STORAGE_NAME, Node, wait_until
 from virtha.lab.progress import Steps
 from virtha.model.errors import Failed, Unavailable
@@ -52,8 +53,9 @@ def no_restart_limit() -> Json:
 class Story:
     """A lab with an open API."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, journals: Journals | None = None) -> None:
         self.lab = lab
+        self.journals = journals or Journals(lab)
         self.api = lab.api()
 
     def close(self) -> None:
@@ -289,14 +291,18 @@ def _twin_xml(xml: str, name: str, disk: str) -> str:
     return str(defusedxml.ElementTree.tostring(tree, encoding="unicode"))
 
 
+def temporary_directory(name: str) -> Path:
+    return Path(f"/var/lib/virtha-{name}")
+
+
 @contextlib.contextmanager
 def temporary_lab(name: str, *, hosts: int, steps: Steps) -> Iterator[Story]:
-    """A lab for one measurement, without restart limits; gone afterwards."""
-    directory = Path(f"/var/lib/virtha-{name}")
+    """A lab for one measurement, without restart limits; gone afterwards. Raises Failed when its journal, replayed, decides otherwise."""
+    directory = temporary_directory(name)
     down(directory, steps=steps)
-    try:
-        with contextlib.closing(Story(up(directory, hosts=hosts, steps=steps))) as story:
-            story.set_policy(no_restart_limit())
-            yield story
-    finally:
-        down(directory, steps=steps)
+    with (
+        replayed_lab(directory, hosts=hosts, steps=steps) as journals,
+        contextlib.closing(Story(journals.lab, journals)) as story,
+    ):
+        story.set_policy(no_restart_limit())
+        yield story

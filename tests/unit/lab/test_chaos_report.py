@@ -1,44 +1,32 @@
 """What a run of chaos counts and judges, from files as the lab's programs write them."""
 
-import json
 from pathlib import Path
-
-import pytest
+from types import SimpleNamespace
 
 from virtha.agent.paths import AgentPaths
 from virtha.lab import state
-from virtha.lab.chaos_report import Replayed, add_replay, holds
-from virtha.lab.chaos_run import Finding, Tally, back_within_s, chaos_policy
+from virtha.lab.chaos_report import (
+    STRAY_WRITE,
+    VIOLATED,
+    exit_code,
+    holds,
+    violated_after_s,
+)
+from virtha.lab.chaos_run import (
+    STRAY,
+    VIOLATION,
+    ChaosRun,
+    Finding,
+    Tally,
+    back_within_s,
+    chaos_policy,
+)
+from virtha.lab.journals import Replayed
 from virtha.lab.lab import Lab
 from virtha.lab.record_ledger import MARK, SECTOR
 from virtha.lab.recording_vms import Recorders, RecordingVm
-from virtha.model.errors import Failed
-
-
-def _segment(**fields: object) -> dict[str, object]:
-    return {"file": "1.journal", "turns": 10, "differ": 0, "fault": None, "failure": "", **fields}
-
-
-def _replayed(path: Path, *segments: dict[str, object]) -> Replayed:
-    path.write_text(json.dumps({"version": "1", "segments": segments}))
-    return add_replay(Replayed(), path, 0)
-
-
-@pytest.mark.req("X2")
-def test_a_replay_is_the_same_unless_a_turn_differs_or_a_segment_is_broken(tmp_path: Path) -> None:
-    log = tmp_path / "replay.json"
-    cut = {"kind": "truncated", "offset": 9, "detail": "…"}
-    good = _replayed(log, _segment(), _segment(fault=cut))
-    assert good == Replayed(turns=20, cut=1)
-    assert good.is_the_same, "a kill -9 of the server cuts its last record short"
-    assert not _replayed(log, _segment(differ=1)).is_the_same
-    assert not _replayed(log, _segment(fault={**cut, "kind": "damaged"})).is_the_same
-    assert not _replayed(log, _segment(failure="AssertionError")).is_the_same
-    assert not _replayed(log).is_the_same, "nothing was replayed"
-    assert add_replay(good, log, 0).turns == 20
-    log.write_text("virtha: no such file")
-    with pytest.raises(Failed, match="can't be read"):
-        add_replay(Replayed(), log, 1)
+from virtha.lab.write_judge import Copy, Violation, Write, WriteJudge
+from virtha.model import errors
 
 
 def test_a_run_holds_only_with_rounds_and_without_findings() -> None:
@@ -47,6 +35,52 @@ def test_a_run_holds_only_with_rounds_and_without_findings() -> None:
     assert not holds(Tally(rounds=0), same), "nothing was shown"
     assert not holds(Tally(rounds=1, findings=[Finding(what="vm lost", detail="")]), same)
     assert not holds(Tally(rounds=1), Replayed(turns=1, differ=1))
+
+
+def _write(at_ms: int, copy: Copy | None = None) -> Write:
+    return Write(at_ms=at_ms, vm="rec1", disk="boot", host="h1", copy=copy)
+
+
+OLD, NEW = (Copy(host=f"h{n}", pid=n, start_ticks=n) for n in (1, 2))
+
+
+def _found(*writes: Write) -> ChaosRun:
+    """A run whose witness saw them."""
+    judge = WriteJudge()
+    for one in writes:
+        judge.saw(one)
+    run = object.__new__(ChaosRun)
+    run.tally = Tally(rounds=1)
+    run.writes = SimpleNamespace(
+        violated=SimpleNamespace(is_set=lambda: True), error=None, violations=judge.violations
+    )
+    run._log = SimpleNamespace(note=lambda **_: None)
+    run._steps = SimpleNamespace(say=lambda _: None)
+    assert run._violated()
+    return run
+
+
+def test_only_a_superseded_copys_write_proves_the_oracle() -> None:
+    """A write of nobody that the witness knows may be its own error."""
+    same = Replayed(turns=1)
+    stray = _found(*[_write(n) for n in range(20)])
+    assert {one.what for one in stray.tally.findings} == {STRAY}
+    assert exit_code(stray.tally, same) == STRAY_WRITE
+    both = _found(*[_write(n) for n in range(20)], _write(30, NEW), _write(40, OLD))
+    assert {one.what for one in both.tally.findings} == {STRAY, VIOLATION}
+    assert exit_code(both.tally, same) == VIOLATED
+    assert exit_code(Tally(rounds=1, findings=[Finding(what="vm lost", detail="")]), same) == 1
+    assert exit_code(Tally(rounds=1), same) == 0
+    codes = [one.exit_code for one in vars(errors).values() if hasattr(one, "exit_code")]
+    assert not {VIOLATED, STRAY_WRITE} & {0, 1, 2, 130, *codes}, "no failure is taken for it"
+
+
+def test_a_violation_counts_from_the_first_strike() -> None:
+    stray, superseded = Violation(write=_write(2_000)), _write(9_500, OLD)
+    found = [stray, Violation(write=superseded, newer=_write(9_000, NEW))]
+    assert violated_after_s([5_000, 4_000], found) == 5.5
+    assert violated_after_s([5_000, 4_000], [stray]) is None
+    assert violated_after_s([], found) is None
 
 
 def test_all_have_to_be_back_within_the_policys_longest_way_and_the_boots() -> None:
