@@ -88,6 +88,7 @@ class Audit:
         """The events of its own caller that it left, and its answer."""
         assert route in CHANGING, route
         self.tried.add(route)
+        self.hosts.beat()
         async with self.world.store.read() as tx:
             began = await tx.revision_now()
         method, _, path = route.partition(" ")
@@ -385,7 +386,6 @@ def test_every_change_is_told_with_who_and_what_was_before_and_is_after(
         await fill(world, hosts)
         audit = Audit(world, hosts)
         for part in (access, sign_in_provider, clusters, power, notifications, vms):
-            hosts.beat()
             await part(audit)
         await hosts.join("h9")
         await audit.named("DELETE /v1/hosts/{ref}", "host.removed", {"name": "h9"}, ref="h9")
