@@ -9,6 +9,7 @@ from filled_installation import POWER, SIGN_INS, VM, ObedientHosts, fill
 from test_routes import record
 
 from virtha.api.table import ROUTES
+from virtha.model.codes import REGISTRY
 from virtha.model.event import Event
 from virtha.model.facts import RunsWith
 from virtha.model.vm import Hardware
@@ -394,6 +395,9 @@ def test_every_change_is_told_with_who_and_what_was_before_and_is_after(
         assert audit.tried | NO_CHANGE.keys() == CHANGING, "one is tried, or has its reason"
         for event in await audit.events():
             told = json.dumps([event.fields, event.message])
+            known = set(REGISTRY[event.code].fields)
+            kept = {"before", "after", "secrets_changed"} & event.fields.keys()
+            assert kept <= known, "routes may look for them"
             assert not any(one in told for one in SECRETS), event.code
 
     play(story)

@@ -326,7 +326,7 @@ class Power:
         """Of what a cluster says: its hosts may name the program, or another."""
         try:
             return await self._form(settings)
-        except InvalidInput:
+        except VirthaError:
             return None
 
     async def _views(self, tx: Transaction, host: Host) -> tuple[HostPowerView, ...]:
