@@ -57,6 +57,7 @@ BAD_INPUT: dict[str, str] = {
     "provider of sign-ins that is away": "A provider of sign-ins that is away",
     "provider of sign-ins that answers garbage": "A provider of sign-ins that answers garbage",
     "provider of sign-ins that tells of another person": "A provider of sign-ins that tells of another person",
+    "provider of sign-ins whose certificate is not trusted": "A provider of sign-ins whose certificate is of another authority, of another name, or expired",
     "settings of a provider of sign-ins that are none": "Settings of a provider of sign-ins that can't be",
     "unknown field": "An unknown field",
     "truncated journal": "A journal that was cut short",

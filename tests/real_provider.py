@@ -6,6 +6,7 @@ must prove are the library's.
 
 import contextlib
 import json
+import ssl
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+from own_authority import OwnAuthority, serving_tls
 
 PEOPLE = {
     "diana": {"preferred_username": "diana", "groups": ["staff", "vm-admins"]},
@@ -39,6 +41,8 @@ class Provider:
     issuer: str
     directory: Path
     redirect_uri: str
+    trust: ssl.SSLContext | bool = True
+    """Of a browser that knows its authority."""
 
     def settings(self, **more: Any) -> dict[str, Any]:
         return {
@@ -51,11 +55,15 @@ class Provider:
         }
 
     def new_keys(self) -> None:
-        httpx.get(f"{self.issuer}/new-keys", trust_env=False, timeout=START_S).raise_for_status()
+        with self.browser() as browser:
+            browser.get(f"{self.issuer}/new-keys").raise_for_status()
+
+    def browser(self) -> httpx.Client:
+        return httpx.Client(trust_env=False, timeout=START_S, verify=self.trust)
 
     def visit(self, url: str, person: str = "diana") -> dict[str, str]:
         """As the person's browser, which is signed in there: what it brings back."""
-        with httpx.Client(trust_env=False, timeout=START_S) as browser:
+        with self.browser() as browser:
             browser.get(f"{self.issuer}/who/{person}").raise_for_status()
             answer = browser.get(url)
         assert answer.status_code == 303, answer.text
@@ -65,12 +73,19 @@ class Provider:
 
 
 @contextlib.contextmanager
-def providing(directory: Path, port: int, redirect_uri: str) -> Iterator[Provider]:
-    """One process, with new keys each time."""
+def providing(
+    directory: Path, port: int, redirect_uri: str, authority: OwnAuthority | None = None
+) -> Iterator[Provider]:
+    """One process, with new keys each time. ``authority``: it speaks TLS, with a certificate of that."""
     directory.mkdir(parents=True, exist_ok=True)
+    chain, trust = [], ssl.create_default_context()
+    if authority is not None:
+        chain = [str(authority.issue(directory / "provider.pem"))]
+        trust = ssl.create_default_context(cadata=authority.pem)
+    issuer = f"{'https' if chain else 'http'}://127.0.0.1:{port}"
     with (directory / "provider.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(port), redirect_uri],
+            [sys.executable, __file__, issuer, redirect_uri, *chain],
             cwd=directory,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -79,7 +94,7 @@ def providing(directory: Path, port: int, redirect_uri: str) -> Iterator[Provide
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", (directory / "provider.log").read_text()
-        yield Provider(f"http://127.0.0.1:{port}", directory, redirect_uri)
+        yield Provider(issuer, directory, redirect_uri, trust)
     finally:
         process.kill()
         process.wait()
@@ -210,9 +225,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    port, redirect_uri = int(sys.argv[1]), sys.argv[2]
-    Handler.op = make_server(f"http://127.0.0.1:{port}", redirect_uri)
-    listening = HTTPServer(("127.0.0.1", port), Handler)
+    issuer, redirect_uri, *chain = sys.argv[1:]
+    Handler.op = make_server(issuer, redirect_uri)
+    listening = HTTPServer(("127.0.0.1", int(issuer.rpartition(":")[2])), Handler)
+    for path in chain:
+        listening.socket = serving_tls(path).wrap_socket(listening.socket, server_side=True)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     listening.serve_forever()

@@ -29,6 +29,7 @@ from virtha.model.host import HostCapabilities
 from virtha.model.ids import BootId, Incarnation, VmId
 from virtha.model.orders import (
     ChangeSnapshots,
+    GrowDisk,
     HostSettings,
     Order,
     PrepareStorage,
@@ -117,7 +118,7 @@ def told_after(order: Order, incarnations: dict[VmId, Incarnation]) -> list[Fact
                 Released(vm_id=vm_id, incarnation=held),
             ]
     told.append(Outcome(operation_id=order.operation_id, step=order.step, result=Result.OK))
-    if isinstance(order.body, ChangeSnapshots):
+    if isinstance(order.body, ChangeSnapshots | GrowDisk):
         # It held the VM while it worked on its disks, and gives it back.
         grant = order.body.grant
         told.append(Released(vm_id=grant.vm_id, incarnation=grant.incarnation))

@@ -324,6 +324,22 @@ def test_who_may_not_see_a_cluster_is_nobody_who_would_be_told_of_it(play: Play)
     play(story)
 
 
+def test_what_routes_are_and_whom_they_tell_is_told_to_who_sees_all_clusters(play: Play) -> None:
+    """Also of a route of one cluster: its people see no route."""
+
+    async def story(world: Any) -> None:
+        await fill(world)
+        await add_user(world, "eve", ("administrator", "norden"))
+        wanted = {"receiver": "mail-norden", "name": "of-norden", "cluster": "norden"}
+        await world.ok("POST", "/v1/subscriptions", wanted)
+        await world.ok("PATCH", "/v1/subscriptions/of-norden", {"severity": "alert"})
+        for role, is_seen in (("administrator", True), ("eve", False)):
+            found = await world.ok("GET", "/v1/events?code=notify.*&limit=100", role=role)
+            assert ("of-norden" in str(found)) is is_seen, role
+
+    play(story)
+
+
 def test_why_there_is_a_hold_is_for_who_sees_all_clusters(play: Play) -> None:
     """That there is one concerns everybody."""
 

@@ -73,8 +73,9 @@ class Clusters:
                 id=ClusterId(str(uuid4())), name=request.name, description=request.description
             )
             saved = await save_cluster(tx, made)
+            told = changes_between(None, saved)
             await record(
-                tx, "cluster.created", cluster_id=saved.id, by=caller.name, name=saved.name
+                tx, "cluster.created", cluster_id=saved.id, by=caller.name, name=saved.name, **told
             )
             return saved
 
@@ -111,8 +112,14 @@ class Clusters:
                     fix="remove these first",
                 )
             await drop_cluster(tx, cluster.id)
+            told = changes_between(cluster, None)
             await record(
-                tx, "cluster.deleted", cluster_id=cluster.id, by=caller.name, name=cluster.name
+                tx,
+                "cluster.deleted",
+                cluster_id=cluster.id,
+                by=caller.name,
+                name=cluster.name,
+                **told,
             )
 
     async def put_policy(

@@ -113,7 +113,8 @@ async def set_disk_size(
         if disk.id != step.disk_id:
             disks.append(disk)
             continue
-        disks.append(msgspec.structs.replace(disk, size_bytes=step.size_bytes))
+        resized = msgspec.structs.replace(disk, size_bytes=step.size_bytes)
+        disks.append(resized)
         await record(
             tx,
             "disk.resized",
@@ -122,6 +123,7 @@ async def set_disk_size(
             by=by,
             disk=disk.name,
             size=format_size(step.size_bytes),
+            **changes_between(disk, resized),
         )
     changed = msgspec.structs.replace(row.vm, disks=tuple(disks))
     if changed != row.vm:

@@ -1,5 +1,7 @@
 """Writing the audit log: severity and message come from the registry, names are filled in."""
 
+from collections.abc import Collection, Iterable
+from hashlib import sha256
 from typing import Any
 
 from msgspec import Struct, json, to_builtins
@@ -15,7 +17,10 @@ from virtha.store.store import WriteTransaction
 
 CHANGE_LENGTH_MAX = 4_000
 """Of what was, and of what is: a policy fits whole."""
+_VALUE_LENGTHS_MAX = (CHANGE_LENGTH_MAX, 1_000, 300, 100)
+"""Of each value, tried in this order until all of them fit."""
 _NOT_TOLD = ("id", "revision")
+HIDDEN = "(not shown)"
 
 
 async def record(
@@ -35,6 +40,8 @@ async def record(
         fields.setdefault("vm", vm.name)
     if host is not None:
         fields.setdefault("host", host.name)
+    if by is not None and "by" in REGISTRY[code].fields:
+        fields["by"] = by
     return await add_event(
         tx,
         Event(
@@ -51,22 +58,88 @@ async def record(
     )
 
 
-def changes_between(before: Struct | None, after: Struct | None) -> dict[str, Any]:
+def changes_between(
+    before: Struct | None, after: Struct | None, *, hidden: Collection[str] = ()
+) -> dict[str, Any]:
     """For the fields of an event: ``before`` and ``after``, as JSON of what differs. None: it was not there, or is no more. Nothing
-    secret may be in either."""
-    was, now = (to_builtins(one) if one is not None else {} for one in (before, after))
-    names = [name for name in {**was, **now} if name not in _NOT_TOLD]
-    differ = [name for name in names if was.get(name) != now.get(name)]
+    secret may be in either, but for ``hidden``: values of which only the names are told, inner ones behind dots."""
+    whole = before is None or after is None
+    was, now = (_told(one, whole=whole) for one in (before, after))
+    lost, made = _apart(was, now, hidden, "")
     found: dict[str, Any] = {}
-    for key, one, told in (("before", before, was), ("after", after, now)):
+    for key, one, told in (("before", before, lost), ("after", after, made)):
         if one is not None:
-            found[key] = _shortened({name: told[name] for name in differ if name in told})
+            found[key] = _shortened(told)
     return found
 
 
+def secrets_changed(names: Iterable[str]) -> dict[str, Any]:
+    """For the fields of an event: which secrets were given anew or taken away, and nothing of what they are or were."""
+    changed = sorted(names)
+    return {"secrets_changed": ", ".join(changed)} if changed else {}
+
+
+def _told(one: Struct | None, *, whole: bool) -> dict[str, Any]:
+    """``whole``: all of it is told, so what is not set needs no word."""
+    if one is None:
+        return {}
+    told = {name: value for name, value in to_builtins(one).items() if name not in _NOT_TOLD}
+    return _set_ones(told) if whole else told
+
+
+def _set_ones(told: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _set_ones(value) if isinstance(value, dict) else value
+        for name, value in told.items()
+        if value is not None
+    }
+
+
+def _apart(
+    was: dict[str, Any], now: dict[str, Any], hidden: Collection[str], path: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of each what the other has not, or has otherwise."""
+    lost: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    for name in {**was, **now}:
+        if name in was and name in now and was[name] == now[name]:
+            continue
+        its_path = f"{path}{name}"
+        old, new = was.get(name), now.get(name)
+        if isinstance(old, dict) or isinstance(new, dict):
+            inner = _apart(_of(old), _of(new), hidden, f"{its_path}.")
+            # In place of an object stood something else, or nothing.
+            old, new = (
+                part if isinstance(one, dict) else one
+                for one, part in zip((old, new), inner, strict=True)
+            )
+        for side, told, value in ((was, lost, old), (now, made, new)):
+            if name in side:
+                told[name] = HIDDEN if its_path in hidden else value
+    return lost, made
+
+
+def _of(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _shortened(told: dict[str, Any]) -> str:
-    text = json.encode(told).decode()
-    return text if len(text) <= CHANGE_LENGTH_MAX else f"{text[:CHANGE_LENGTH_MAX]}…"
+    """JSON in any case, with every name as long as there is room for them; what is cut says of itself that it is, and differs where it differed."""
+    for most in _VALUE_LENGTHS_MAX:
+        text = json.encode(_cut(told, most)).decode()
+        if len(text) <= CHANGE_LENGTH_MAX:
+            return text
+    return json.encode({"…": _cut(json.encode(told).decode(), _VALUE_LENGTHS_MAX[1])}).decode()
+
+
+def _cut(value: Any, most: int) -> Any:
+    if isinstance(value, dict):
+        return {name: _cut(inner, most) for name, inner in value.items()}
+    text = value if isinstance(value, str) else json.encode(value).decode()
+    if len(text) <= most:
+        return value
+    digest = sha256(text.encode()).hexdigest()[:16]
+    return f"{text[: most // 2]}… ({len(text)} characters, SHA-256 {digest}…)"
 
 
 def severity_of(code: str) -> Severity:

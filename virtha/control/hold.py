@@ -1,7 +1,9 @@
 """`virtha hold`: no automatic action anywhere, until it is lifted."""
 
+import msgspec
+
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import check_text
 from virtha.control.requests import HoldPut
 from virtha.control.views import Caller, HoldView
@@ -34,12 +36,14 @@ class Hold:
     async def _change(self, caller: Caller, reason: str | None) -> HoldView:
         effects = Effects()
         async with self._store.write() as tx:
-            if (await the_installation(tx)).installation.hold != reason:
+            present = (await the_installation(tx)).installation
+            if present.hold != reason:
                 await set_hold(tx, reason)
+                told = changes_between(present, msgspec.structs.replace(present, hold=reason))
                 if reason is None:
-                    await record(tx, "hold.lifted", by=caller.name)
+                    await record(tx, "hold.lifted", by=caller.name, **told)
                 else:
-                    await record(tx, "hold.set", by=caller.name, reason=reason)
+                    await record(tx, "hold.set", by=caller.name, reason=reason, **told)
             # Also when nothing changed: who asks twice may doubt that the hosts got it.
             effects.clusters |= {cluster.id for cluster in await all_clusters(tx)}
         await self._dispatcher.carry_out(effects)

@@ -6,7 +6,7 @@ from uuid import uuid4
 from virtha.alerts.inhibition import check_no_circle
 from virtha.alerts.match import could_match
 from virtha.control.event_matchers import matcher_from
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import check_name, taken
 from virtha.control.requests import InhibitionCreate
 from virtha.control.routing_views import InhibitionView
@@ -67,7 +67,10 @@ class Inhibitions:
             _check_is_kept_back(made.target)
             check_no_circle((*present, made))
             saved = await save_inhibition(tx, made)
-            await record(tx, "notify.inhibition.created", by=caller.name, inhibition=saved.name)
+            told = changes_between(None, saved)
+            await record(
+                tx, "notify.inhibition.created", by=caller.name, inhibition=saved.name, **told
+            )
             return InhibitionView(inhibition=saved)
 
     async def delete(self, caller: Caller, ref: str) -> None:

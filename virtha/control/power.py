@@ -1,17 +1,19 @@
 """Power devices of clusters and hosts: their settings. What is done with them is ``power_orders``'."""
 
 from collections import defaultdict
+from typing import Any
 from uuid import uuid4
 
 from msgspec.structs import fields
 
 from virtha.control.device_turns import DeviceTurns
-from virtha.control.history import record
+from virtha.control.history import changes_between, record, secrets_changed
 from virtha.control.names import check_name, check_revision, the_cluster, the_host
 from virtha.control.power_checks import (
     CIPHERS_UNPROTECTED,
     check_given,
     check_led_elsewhere,
+    check_no_secrets,
     check_whole,
     same_address,
     same_place,
@@ -192,6 +194,9 @@ class Power:
     ) -> ClusterPowerView:
         check_name(name, field="name")
         check_given(request.settings, of_cluster=True)
+        form = await self._form_if_any(request.settings)
+        if form is not None:
+            check_no_secrets(request.settings, form)
         async with self._store.write() as tx:
             cluster = await the_cluster(tx, ref)
             present = await _cluster_device(tx, cluster.id, name)
@@ -205,6 +210,8 @@ class Power:
                 cluster_id=cluster.id,
                 device=name,
                 of=cluster.name,
+                **_told(present, saved, form),
+                **secrets_changed(request.secrets),
             )
             return ClusterPowerView(power=saved)
 
@@ -222,7 +229,7 @@ class Power:
             secrets = self._opened(shared) | self._after(present, request)
             check_whole(request.settings, whole, secrets, form)
             await _check_address_is_its_own(tx, host, name, whole)
-            await self._save(tx, present, request, if_match, name=name, host_id=host.id)
+            saved = await self._save(tx, present, request, if_match, name=name, host_id=host.id)
             await record(
                 tx,
                 "power.settings.changed",
@@ -230,6 +237,8 @@ class Power:
                 host=host,
                 device=name,
                 of=host.name,
+                **_told(present, saved, form),
+                **secrets_changed(request.secrets),
             )
             return _named(await self._views(tx, host), name, host.name)
 
@@ -313,6 +322,13 @@ class Power:
         except NotFound as error:
             raise InvalidInput(error.message, field="settings.agent", fix=error.fix) from None
 
+    async def _form_if_any(self, settings: PowerSettings) -> AgentForm | None:
+        """Of what a cluster says: its hosts may name the program, or another."""
+        try:
+            return await self._form(settings)
+        except VirthaError:
+            return None
+
     async def _views(self, tx: Transaction, host: Host) -> tuple[HostPowerView, ...]:
         own = {one.record.name: one for one in await power_of_host(tx, host.id)}
         shared = {one.record.name: one for one in await power_of_cluster(tx, host.cluster_id)}
@@ -381,7 +397,21 @@ async def _drop(
         cluster_id=cluster_id,
         device=name,
         of=of,
+        **_told(present, None, None),
     )
+
+
+def _told(
+    present: PowerRow | None, saved: PowerRecord | None, form: AgentForm | None
+) -> dict[str, Any]:
+    """A fence agent's parameters by name, and by value those of which its form says that they are no secrets."""
+    before = present.record if present is not None else None
+    plain = {one.name for one in form.parameters if not one.secret} if form is not None else set()
+    given = {
+        name for one in (before, saved) if one is not None for name in one.settings.parameters or {}
+    }
+    hidden = {f"settings.parameters.{name}" for name in given - plain}
+    return changes_between(before, saved, hidden=hidden)
 
 
 async def _check_address_is_its_own(

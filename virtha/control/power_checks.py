@@ -178,6 +178,18 @@ def secret_names(whole: PowerSettings, form: AgentForm | None) -> tuple[str, ...
     return ("password", *sorted(own))
 
 
+def check_no_secrets(given: PowerSettings, form: AgentForm) -> None:
+    """A parameter is kept in the clear and shown to every viewer. Raises InvalidInput."""
+    secret = {one.name for one in form.parameters if one.secret}
+    for name in given.parameters or {}:
+        if name in secret:
+            raise InvalidInput(
+                "is a secret",
+                field=f"settings.parameters.{name}",
+                fix=f"send it as secrets.{'password' if name == form.password_name else name}",
+            )
+
+
 def _check_fits(given: PowerSettings, driver: PowerDriver) -> None:
     for one in fields(given):
         if getattr(given, one.name) is not None and one.name not in _OF_DRIVER[driver]:
@@ -212,6 +224,7 @@ def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, st
     given = whole.parameters or {}
     if len(given) > PARAMETERS_MAX:
         raise InvalidInput(f"more than {PARAMETERS_MAX}", field="settings.parameters")
+    check_no_secrets(whole, form)
     for name, value in given.items():
         field = f"settings.parameters.{name}"
         if name in taken and name:
@@ -225,8 +238,6 @@ def _check_agent(whole: PowerSettings, form: AgentForm, secrets: Mapping[str, st
             raise InvalidInput(
                 f"{form.name} has no such parameter", field=field, allowed=tuple(sorted(offered))
             )
-        if known[name].secret:
-            raise InvalidInput("is a secret", field=field, fix=f"send it as secrets.{name}")
         _check_parameter(known[name], value, field)
     for one in form.parameters:
         own_field = taken.get(one.name)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET
 
-from virtha.control.history import record
+from virtha.control.history import changes_between, record, secrets_changed
 from virtha.control.names import check_revision
 from virtha.control.provider_users import dismiss_people, no_role, vouched_user
 from virtha.control.receiver_checks import check_pem
@@ -110,6 +110,8 @@ class ProviderSignIns:
                 client_id=provider.client_id,
                 roles_claim=provider.roles_claim,
                 roles=", ".join(f"{one}={role}" for one, role in sorted(provider.roles.items())),
+                **changes_between(row.provider if row is not None else None, provider),
+                **secrets_changed(_given_secrets(row, sealed)),
             )
             return _view(ProviderRow(provider=provider, sealed=sealed))
 
@@ -120,7 +122,10 @@ class ProviderSignIns:
             check_revision(if_match, row.provider.revision)
             await drop_provider(tx)
             await dismiss_people(tx, row.provider.issuer, by=caller.name)
-            await record(tx, "sign_in_provider.removed", by=caller.name, issuer=row.provider.issuer)
+            told = changes_between(row.provider, None)
+            await record(
+                tx, "sign_in_provider.removed", by=caller.name, issuer=row.provider.issuer, **told
+            )
 
     # signing in
 
@@ -272,6 +277,12 @@ def check_provider(request: SignInProviderPut) -> None:
     for index, uri in enumerate(_short_list(request.redirect_uris, field="redirect_uris")):
         _check_url(uri, field=f"redirect_uris[{index}]")
     check_pem(request.authority_pem, field="authority_pem")
+
+
+def _given_secrets(row: ProviderRow | None, sealed: str | None) -> tuple[str, ...]:
+    """Sealed anew it never looks the same."""
+    present = row.sealed if row is not None else None
+    return ("client_secret",) if sealed != present else ()
 
 
 def _check_same_place(request: SignInProviderPut, row: ProviderRow | None) -> None:

@@ -1,12 +1,15 @@
 """Receivers: the ways to those who are told. Their secrets go in and never come out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
-from virtha.control.history import record
+from virtha.control.history import changes_between, record, secrets_changed
 from virtha.control.names import (
     check_limit,
     check_name,
@@ -77,7 +80,7 @@ class Receivers:
             if await find_receiver(tx, made.name) is not None:
                 raise taken("receiver", made.name)
             saved = await save_receiver(tx, made, sealed)
-            await _record(tx, "notify.receiver.created", saved, caller)
+            await _record(tx, "notify.receiver.created", caller, None, saved)
             return await _view(tx, ReceiverRow(receiver=saved))
 
     async def change(
@@ -117,7 +120,9 @@ class Receivers:
                 status = msgspec.structs.replace(row.status, away_told=False)
                 await save_receiver_status(tx, saved.id, status)
                 row = msgspec.structs.replace(row, status=status)
-            await _record(tx, "notify.receiver.changed", saved, caller)
+            await _record(
+                tx, "notify.receiver.changed", caller, present, saved, secrets=request.secrets
+            )
             view = await _view(tx, msgspec.structs.replace(row, receiver=saved))
         self._bell.hurry(saved.id)
         return view
@@ -153,7 +158,7 @@ class Receivers:
                 )
             await drop_pending(tx, code=DROPPED, receiver_id=receiver.id)
             await drop_receiver(tx, receiver.id)
-            await _record(tx, "notify.receiver.removed", receiver, caller)
+            await _record(tx, "notify.receiver.removed", caller, receiver, None)
 
     async def check_secrets_readable(self) -> None:
         """At the server's start: with an unusable key it is told, and other things go on."""
@@ -198,7 +203,18 @@ def _check_not_led_away(
             )
 
 
-async def _record(tx: WriteTransaction, code: str, receiver: Receiver, caller: Caller) -> None:
+async def _record(
+    tx: WriteTransaction,
+    code: str,
+    caller: Caller,
+    before: Receiver | None,
+    after: Receiver | None,
+    *,
+    secrets: Iterable[str] = (),
+) -> None:
+    receiver = after or before
+    assert receiver is not None
+    told = changes_between(_without_path(before), _without_path(after))
     await record(
         tx,
         code,
@@ -206,7 +222,22 @@ async def _record(tx: WriteTransaction, code: str, receiver: Receiver, caller: C
         receiver=receiver.name,
         receiver_id=receiver.id,
         kind=kind_of(receiver.settings),
+        **told,
+        **secrets_changed(secrets),
     )
+
+
+def _without_path(receiver: Receiver | None) -> Receiver | None:
+    """A hook's address often is the only word that is needed to write there: events go further than the list of receivers does, and
+    tell whose it is, and no more than a digest of the rest."""
+    if receiver is None or not isinstance(receiver.settings, WebhookSettings):
+        return receiver
+    parts = urlsplit(receiver.settings.url)
+    rest = receiver.settings.url.partition(parts.netloc)[2]
+    shown = f"{parts.scheme}://{parts.netloc}/"
+    if rest not in ("", "/"):
+        shown += f"… (SHA-256 {sha256(rest.encode()).hexdigest()[:16]}…)"
+    return replace(receiver, settings=replace(receiver.settings, url=shown))
 
 
 async def _view(tx: Transaction, row: ReceiverRow) -> ReceiverView:

@@ -19,7 +19,7 @@ from virtha.control.cleanup import (
 )
 from virtha.control.device_steps import add_device, remove_device, set_disk_size
 from virtha.control.effects import Effects, still_stands
-from virtha.control.history import message_of, record
+from virtha.control.history import changes_between, message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.launch_ends import launch_failed, launch_given_up
 from virtha.control.plan import (
@@ -283,6 +283,7 @@ class Runner:
                     operation_id=operation_id,
                     by=run.plan.by,
                     path=disk.path,
+                    **changes_between(None, disk),
                 )
             case ForgetVm(disks=disks):
                 for disk in disks:
@@ -294,6 +295,7 @@ class Runner:
                         operation_id=operation_id,
                         by=run.plan.by,
                         path=disk.path,
+                        **changes_between(disk, None),
                     )
             case AdoptVm(vm=vm, dry_run=dry_run):
                 changes = tuple(f"{vm.name}: {change}" for change in outcome.changes)
@@ -307,6 +309,7 @@ class Runner:
                         operation_id=operation_id,
                         by=run.plan.by,
                         changes="; ".join(outcome.changes) or "nothing had to change",
+                        **changes_between(None, vm),
                     )
 
     async def _step_failed(

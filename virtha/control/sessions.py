@@ -9,7 +9,7 @@ from virtha.control.access_views import (
     AccessTokenSecret,
     SessionItem,
 )
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import check_text, the_cluster, the_user
 from virtha.control.roles import check_role_name
 from virtha.control.secret_tokens import access_text, hash_secret, make_secret
@@ -137,6 +137,7 @@ class Sessions:
                 role=request.role or "all that its user may",
                 where=item.cluster_name or "all clusters",
                 address=address,
+                **changes_between(None, saved),
             )
         return AccessTokenSecret(token=access_text(saved.id, secret), session=item)
 

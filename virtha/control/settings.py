@@ -57,6 +57,7 @@ class Settings:
                 scope=scope.value,
                 value=value,
                 before=before,
+                after=value,
                 subject=subject or "",
             )
             return _view(
@@ -91,6 +92,7 @@ class Settings:
                 scope=scope.value,
                 value="default",
                 before=before,
+                after="default",
                 subject=subject or "",
             )
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from virtha.control.event_matchers import matcher_from
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import check_limit, check_text
 from virtha.control.requests import MatcherRequest, SilenceCreate, SilenceQuery
 from virtha.control.routing_views import SilenceState, SilenceView
@@ -78,6 +78,7 @@ class Silences:
                 silence=saved.id,
                 reason=saved.reason,
                 until=format_utc(saved.ends),
+                **changes_between(None, saved),
             )
             return await _view(tx, saved, now)
 
@@ -98,6 +99,7 @@ class Silences:
                 user=caller.name,
                 silence=saved.id,
                 reason=saved.reason,
+                **changes_between(present, saved),
             )
             return await _view(tx, saved, now)
 

@@ -1,12 +1,14 @@
 """The one step of an operation that changes snapshots or a disk's size: its order, and what its end means (ADR 0013)."""
 
+from typing import Any
+
 import msgspec
 
 from virtha.control.copies import ordered
 from virtha.control.device_steps import live_host
 from virtha.control.effects import Effects, grant_duration_ms, quoting
 from virtha.control.engine_nouns import engine_vm
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.known_settings import setting_values
 from virtha.control.launch import check_inventories, read_surroundings
 from virtha.control.plan import GrowStep, SnapshotStep
@@ -147,10 +149,13 @@ async def settle(
     if snapshot is None or row is None:
         return
     done = result is Result.OK
+    told: dict[str, Any] = {}
     ready = msgspec.structs.replace(snapshot, state=SnapshotState.READY)
     match step.action:
         case SnapshotAction.CREATE if done:
-            await save_snapshot(tx, msgspec.structs.replace(ready, frozen=frozen))
+            taken = msgspec.structs.replace(ready, frozen=frozen)
+            await save_snapshot(tx, taken)
+            told = changes_between(None, taken)
         case SnapshotAction.CREATE if result is Result.UNKNOWN:
             # It may be there: a later order deletes it.
             await save_snapshot(tx, msgspec.structs.replace(ready, state=SnapshotState.DELETING))
@@ -164,6 +169,7 @@ async def settle(
             await save_snapshot(tx, ready)
         case SnapshotAction.DELETE if done:
             await drop_snapshot(tx, snapshot.id)
+            told = changes_between(snapshot, None)
     if done:
         await record(
             tx,
@@ -172,4 +178,5 @@ async def settle(
             operation_id=operation_id,
             by=by,
             name=snapshot.name,
+            **told,
         )

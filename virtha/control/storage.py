@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from virtha.control.ceph_settings import check_ceph
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import (
     check_limit,
     check_name,
@@ -156,8 +156,9 @@ class StorageDomains:
                     ceph=ceph,
                 ),
             )
+            told = changes_between(None, saved)
             await record(
-                tx, "storage.added", cluster_id=cluster.id, by=caller.name, name=saved.name
+                tx, "storage.added", cluster_id=cluster.id, by=caller.name, name=saved.name, **told
             )
             hosts = await hosts_of_cluster(tx, cluster.id)
             # First, for the hosts learn its path from there.
@@ -214,6 +215,7 @@ class StorageDomains:
                 by=caller.name,
                 name=domain.name,
                 domain=domain.id,  # as its troubles name it, which are over
+                **changes_between(domain, None),
             )
             effects.configure(domain.cluster_id)
         await self._dispatcher.carry_out(effects)

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from virtha.alerts.match import check_patterns, default_severity
 from virtha.control.event_matchers import with_subject
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import (
     NAME_LENGTH_MAX,
     check_limit,
@@ -92,7 +92,9 @@ class Subscriptions:
             made = await _with_user(tx, made, request.user)
             await _check_whom(tx, row.receiver, made)
             saved = await add_subscription(tx, made)
-            await _record(tx, "notify.subscription.created", saved, row.receiver, caller.name)
+            await _record(
+                tx, "notify.subscription.created", row.receiver, None, saved, by=caller.name
+            )
             view = await _view(tx, saved)
         return await self._weighed(view)
 
@@ -134,7 +136,9 @@ class Subscriptions:
             saved = await save_subscription(tx, changed)
             if not saved.enabled:
                 await drop_pending(tx, code=DROPPED, subscription_id=saved.id)
-            await _record(tx, "notify.subscription.changed", saved, receiver, caller.name)
+            await _record(
+                tx, "notify.subscription.changed", receiver, present, saved, by=caller.name
+            )
             view = await _view(tx, saved)
         return await self._weighed(view)
 
@@ -166,20 +170,29 @@ async def _end(tx: WriteTransaction, one: Subscription, *, by: str) -> None:
     receiver = (await the_receiver(tx, one.receiver_id)).receiver
     await drop_subscription(tx, one.id)
     await drop_pending(tx, code=DROPPED, subscription_id=one.id)
-    await _record(tx, "notify.subscription.removed", one, receiver, by)
+    await _record(tx, "notify.subscription.removed", receiver, one, None, by=by)
 
 
 async def _record(
-    tx: WriteTransaction, code: str, one: Subscription, receiver: Receiver, by: str
+    tx: WriteTransaction,
+    code: str,
+    receiver: Receiver,
+    before: Subscription | None,
+    after: Subscription | None,
+    *,
+    by: str,
 ) -> None:
+    """Of no cluster, also where it tells of one only: who sees that one sees no subscription, nor whom it tells."""
+    one = after or before
+    assert one is not None
     await record(
         tx,
         code,
         by=by,
-        cluster_id=one.cluster_id,
         subscription=one.name,
         receiver=receiver.name,
         receiver_id=receiver.id,
+        **changes_between(before, after),
     )
 
 

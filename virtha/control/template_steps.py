@@ -2,7 +2,7 @@
 
 import msgspec
 
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.plan import DropTemplate, ReadyTemplate
 from virtha.model.ids import OperationId
 from virtha.model.template import TemplateState
@@ -22,7 +22,8 @@ async def carry_out(
     if template is None:
         return
     if isinstance(step, ReadyTemplate):
-        await save_template(tx, msgspec.structs.replace(template, state=TemplateState.READY))
+        ready = msgspec.structs.replace(template, state=TemplateState.READY)
+        await save_template(tx, ready)
         await record(
             tx,
             "template.created",
@@ -31,6 +32,7 @@ async def carry_out(
             by=by,
             name=template.name,
             source=template.source_vm,
+            **changes_between(None, ready),
         )
         return
     await drop_template(tx, template.id)

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from virtha.control.effects import Dispatcher, Effects
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.launch import read_surroundings
 from virtha.control.maker import choose_maker
 from virtha.control.names import (
@@ -175,7 +175,8 @@ class Templates:
             operation = await self._runner.begin(
                 tx, effects, kind="vm.create", subject=vm.id, by=caller.name, plan=plan
             )
-            await record(tx, "vm.created", vm=vm, operation_id=operation.id, by=caller.name)
+            told = changes_between(None, vm)
+            await record(tx, "vm.created", vm=vm, operation_id=operation.id, by=caller.name, **told)
         await self._dispatcher.carry_out(effects)
         return operation
 
@@ -226,6 +227,7 @@ class Templates:
                 able = capabilities_of(await read_surroundings(tx, template.cluster_id))
                 card = check_watchdog(request, template.architecture, template.machine, able)
             if card != template.watchdog:
+                present = template
                 template = await save_template(tx, msgspec.structs.replace(template, watchdog=card))
                 await record(
                     tx,
@@ -233,6 +235,7 @@ class Templates:
                     cluster_id=template.cluster_id,
                     by=caller.name,
                     name=template.name,
+                    **changes_between(present, template),
                 )
             return await _view(tx, template)
 

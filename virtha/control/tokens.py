@@ -2,7 +2,7 @@
 
 from uuid import uuid4
 
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.names import check_limit, check_text, page_of, the_cluster
 from virtha.control.requests import PageQuery, TokenCreate
 from virtha.control.secret_tokens import hash_secret, join_text, make_secret
@@ -77,7 +77,13 @@ class Tokens:
                 hash_secret(secret),
             )
             await record(
-                tx, "token.created", cluster_id=cluster.id, by=caller.name, cluster=cluster.name
+                tx,
+                "token.created",
+                cluster_id=cluster.id,
+                by=caller.name,
+                cluster=cluster.name,
+                token=token.id,
+                **changes_between(None, token),
             )
         text = join_text(token.id, secret, self._authority.fingerprint())
         return TokenSecret(token=token, secret=text)

@@ -304,7 +304,8 @@ class Users:
             await _check_not_last(tx, user)
             await end_subscriptions_of(tx, user, by=caller.name)
             await drop_user(tx, user.id)
-            await record(tx, "user.deleted", by=caller.name, user=user.name)
+            told = changes_between(user, None)
+            await record(tx, "user.deleted", by=caller.name, user=user.name, **told)
 
 
 async def _open_session(tx: WriteTransaction, user: User, address: str) -> SessionView:
@@ -351,7 +352,8 @@ async def insert_user(
 ) -> User:
     user = User(id=UserId(str(uuid4())), name=name, role=role, email=email)
     saved = await add_user(tx, user, password_hash)
-    await record(tx, "user.created", by=by, user=name, role=role.value)
+    told = changes_between(None, saved)
+    await record(tx, "user.created", by=by, user=name, role=role.value, **told)
     return saved
 
 

@@ -209,7 +209,8 @@ class Vms:
                 by=caller.name,
                 plan=_creation(vm, disks, maker, start=request.start),
             )
-            await record(tx, "vm.created", vm=vm, operation_id=operation.id, by=caller.name)
+            told = changes_between(None, vm)
+            await record(tx, "vm.created", vm=vm, operation_id=operation.id, by=caller.name, **told)
         await self._dispatcher.carry_out(effects)
         return operation
 
@@ -281,7 +282,8 @@ class Vms:
                 await check_mac_free(tx, nic, row.vm)
             if kept != row.vm:
                 saved = await save_vm(tx, kept)
-                await record(tx, "vm.pending_dropped", vm=saved, by=caller.name)
+                told = changes_between(row.vm, saved)
+                await record(tx, "vm.pending_dropped", vm=saved, by=caller.name, **told)
                 effects.configure(saved.cluster_id)
                 await self._define(tx, effects, caller, row, saved)
             row = await the_vm(tx, row.vm.id)

@@ -34,6 +34,12 @@ def trouble_of(error: BaseException) -> tuple[Trouble, str]:
     return Trouble.NOT_ITS_PROTOCOL, str(error)
 
 
+def certificate_error(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """Where the other's certificate is not accepted."""
+    found = (one for one in _chain(error) if isinstance(one, ssl.SSLCertVerificationError))
+    return next(found, None)
+
+
 def _chain(error: BaseException) -> list[BaseException]:
     """The error and what it came from, outermost first."""
     found: list[BaseException] = []

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 
 from virtha import __version__
+from virtha.drivers.connection_errors import certificate_error
 from virtha.drivers.oidc_token import (
     Keys,
     UnknownKey,
@@ -42,6 +43,10 @@ ANSWERS_NOT_MS = 5_000
 PROVIDERS_KEPT_MAX = 8
 DISCOVERY = "/.well-known/openid-configuration"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_OUT_OF_TIME = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED."""
+_OF_ANOTHER_NAME = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH."""
 _CODE_REFUSED = ("invalid_grant", "access_denied")
 """RFC 6749, section 5.2: about this code; the others are about us or the provider."""
 
@@ -60,8 +65,10 @@ class Published(Value, frozen=True, kw_only=True):
 class _Known:
     """What is known of one provider. ``asking``: one at a time asks what it publishes, and the others have it from there."""
 
-    def __init__(self, trust: ssl.SSLContext) -> None:
+    def __init__(self, trust: ssl.SSLContext, *, given: bool) -> None:
+        """``given``: whether it trusts the settings' own authority, not the system's."""
         self.trust = trust
+        self.given = given
         self.asking = asyncio.Lock()
         self.published: Published | None = None
         self.published_at = Millis(0)
@@ -197,7 +204,9 @@ class OidcProvider:
             self._known.pop(key, None)
             while len(self._known) >= PROVIDERS_KEPT_MAX:
                 self._known.pop(next(iter(self._known)))
-            self._known[key] = known = _Known(_trust(provider))
+            self._known[key] = known = _Known(
+                _trust(provider), given=provider.authority_pem is not None
+            )
         return known
 
     async def _discovered(self, known: _Known, provider: SignInProvider) -> Published:
@@ -265,6 +274,9 @@ class OidcProvider:
         except TimeoutError:
             raise unusable(f"{url} does not answer within {DEADLINE_S:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            certificate = certificate_error(error)
+            if certificate is not None:
+                raise _untrusted(url, certificate, given=known.given) from None
             raise unusable(f"{url}: {str(error)[:200] or type(error).__name__}") from None
 
 
@@ -317,12 +329,40 @@ def _trust(provider: SignInProvider) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cadata=provider.authority_pem)
     except (OSError, ValueError) as error:
-        raise unusable(f"its authority can't be read: {str(error)[:200]}") from None
+        raise unusable(
+            f"its authority can't be read: {str(error)[:200]}",
+            field="authority_pem",
+            fix="give the authority's certificate as PEM",
+        ) from None
+
+
+def _untrusted(url: str, error: ssl.SSLCertVerificationError, *, given: bool) -> Unavailable:
+    why = f"the certificate of {url} is not accepted: {error.verify_message}"
+    if error.verify_code in _OUT_OF_TIME:
+        return unusable(
+            why, field="issuer", fix="have it renewed there, if this machine's clock is right"
+        )
+    if error.verify_code in _OF_ANOTHER_NAME:
+        return unusable(
+            why,
+            field="issuer",
+            fix="set the provider up by a name that its certificate has, or have this one put into it",
+        )
+    whose = (
+        "is of another authority than the one given"
+        if given
+        else "is of none that the system trusts"
+    )
+    return unusable(
+        f"{why} (it {whose})",
+        field="authority_pem",
+        fix="give the certificate of its authority: virtha sign-in-provider set … --authority FILE",
+    )
 
 
 def _once_more(error: Unavailable) -> Unavailable:
     """A new one: a raised error keeps what it was raised from."""
-    return Unavailable(error.message, code=error.code, fix=error.fix)
+    return Unavailable(error.message, code=error.code, field=error.field, fix=error.fix)
 
 
 async def _beginning(answer: httpx.Response) -> bytes:

@@ -147,11 +147,14 @@ def refused(why: str) -> Unauthenticated:
     )
 
 
-def unusable(why: str) -> Unavailable:
+def unusable(why: str, *, field: str | None = None, fix: str = "") -> Unavailable:
+    """``field``, ``fix``: of the provider's settings, where the trouble may lie in them."""
+    meanwhile = "local users sign in with their passwords as ever"
     return Unavailable(
         f"the provider of sign-ins can't be used: {_printable(why)}",
         code="problem.sign_in.provider",
-        fix="local users sign in with their passwords as ever",
+        field=field,
+        fix=f"{fix}; {meanwhile}" if fix else meanwhile,
     )
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from virtha.control.engine_power import power_levels
+from virtha.control.history import HIDDEN
 from virtha.control.power import Power
 from virtha.control.power_orders import PowerOrders
 from virtha.control.power_views import PowerPut
@@ -291,6 +293,34 @@ def test_passwords_are_sealed_and_a_change_keeps_them(tell: Tell):
         away = PowerPut(settings=PowerSettings(address="bmc-h1"), secrets={"password": None})
         await world.control.power.put_of_host(ADMIN, "h1", "bmc", away, None)
         assert (await world.control.power.reach("h1", "bmc")).secrets == {"password": PASSWORD}
+
+    tell(story)
+
+
+def test_a_clusters_parameters_hold_no_secret_either(tell: Tell):
+    """They are shown to every viewer, and told with each change."""
+
+    async def story(world: World) -> None:
+        power = world.control.power
+
+        async def put(**settings: Any) -> None:
+            given = own(driver=PowerDriver.FENCE_AGENT, **settings)
+            await power.put_of_cluster(ADMIN, "default", "bmc", given, None)
+
+        with pytest.raises(InvalidInput) as told:
+            await put(agent="fence_ipmilan", parameters={"password": "hush-hush"})
+        assert told.value.field == "settings.parameters.password"
+        assert told.value.fix == "send it as secrets.password"
+        await put(agent="fence_ipmilan", parameters={"power_wait": "3"})
+        # Each host may name another program: what of it is a secret nobody knows here.
+        await put(parameters={"power_wait": "3", "unknown": "hush-hush"})
+        await put(agent="fence_ipmilan", parameters={"power_wait": "4"})
+        events = [event.fields for event in await world.events("power.settings.changed")]
+        waits = [
+            msgspec.json.decode(event["after"])["settings"].get("parameters") for event in events
+        ]
+        assert waits == [{"power_wait": "3"}, {"unknown": HIDDEN}, {"power_wait": "4"}]
+        assert "hush" not in str(events) and {event["by"] for event in events} == {"admin"}
 
     tell(story)
 

@@ -162,7 +162,23 @@ def test_a_templates_watchdog_is_one_and_can_be_replaced_and_removed(tell: Tell)
         assert (await _vm(world, "web4")).watchdog is None
         again = (await templates.add_watchdog(ADMIN, "gold", card)).template
         assert again.watchdog == changed.watchdog
-        assert len(await world.events("template.changed")) == 3
+        cards = [
+            (event.user, event.fields["before"], event.fields["after"])
+            for event in await world.events("template.changed")
+        ]
+        assert cards == [
+            ("admin", '{"watchdog":{"action":"reset"}}', '{"watchdog":{"action":"pause"}}'),
+            (
+                "admin",
+                '{"watchdog":{"model":"i6300esb","action":"pause"}}',
+                '{"watchdog":null}',
+            ),
+            (
+                "admin",
+                '{"watchdog":null}',
+                '{"watchdog":{"model":"i6300esb","action":"pause"}}',
+            ),
+        ]
 
     tell(story)
 

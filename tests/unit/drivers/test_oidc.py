@@ -5,11 +5,15 @@ import base64
 import gzip
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from cryptography import x509
 from joserfc.jwk import RSAKey
+from own_authority import OwnAuthority, serving_tls
 from telling_provider import BEGUN, KEY, NEXT_KEY, Clock, Said, Told, said, telling
 
 from virtha.drivers.oidc import (
@@ -276,9 +280,50 @@ def test_keys_that_became_garbage_are_asked_for_no_more_often(told: Told) -> Non
     assert redeem(told, driver=driver).subject == "4711", "those we have are believed still"
 
 
-def test_nothing_of_an_authority_that_is_not_trusted(told: Told) -> None:
-    with pytest.raises(Unavailable):
+def test_an_authority_that_can_not_be_read_is_named(told: Told) -> None:
+    with pytest.raises(Unavailable, match="authority can't be read") as problem:
         redeem(told, authority_pem="no certificate")
+    assert problem.value.field == "authority_pem" and "PEM" in problem.value.fix
+    assert told.asked == []
+
+
+@pytest.mark.bad_input("provider of sign-ins whose certificate is not trusted")
+@pytest.mark.parametrize(
+    ("certificate", "trusted", "field", "why", "fix"),
+    [
+        ({}, "its own", None, "", ""),
+        ({}, "another's", "authority_pem", "another authority than", "--authority FILE"),
+        ({}, None, "authority_pem", "none that the system trusts", "--authority FILE"),
+        ({"ends_in": timedelta(hours=-1)}, "its own", "issuer", "expired", "clock"),
+        ({"of": x509.DNSName("op.example")}, "its own", "issuer", "IP address", "by a name"),
+    ],
+)
+def test_only_who_shows_the_right_certificate_is_asked(
+    tmp_path: Path,
+    certificate: dict[str, Any],
+    trusted: str | None,
+    field: str | None,
+    why: str,
+    fix: str,
+) -> None:
+    """Each refusal says which setting to look at."""
+    authority = OwnAuthority()
+    by_words = {"its own": authority.pem, "another's": OwnAuthority().pem, None: None}
+    clock = Clock()
+    driver = OidcProvider(clock)
+    with telling(serving_tls(authority.issue(tmp_path / "op.pem", **certificate))) as told:
+        if field is None:
+            found = redeem(told, "a secret", driver, authority_pem=by_words[trusted])
+            assert found.subject == "4711" and told.paths()[-1] == "/me"
+            return
+        for _ in range(2):
+            # Once asked, and once more said of what was found.
+            with pytest.raises(Unavailable) as problem:
+                redeem(told, "a secret", driver, authority_pem=by_words[trusted])
+            assert (problem.value.code, problem.value.field) == ("problem.sign_in.provider", field)
+            assert why in problem.value.message and told.issuer in problem.value.message
+            assert fix in problem.value.fix and "passwords" in problem.value.fix
+        assert told.asked == [], "nothing is sent to it"
 
 
 @pytest.mark.parametrize(

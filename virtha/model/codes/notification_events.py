@@ -17,6 +17,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "receiver",
         "receiver_id",
         "kind",
+        "after",
     ),
     event(
         1101,
@@ -25,6 +26,9 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "Receiver {receiver} changed",
         "receiver",
         "receiver_id",
+        "before",
+        "after",
+        "secrets_changed",
     ),
     event(
         1102,
@@ -33,6 +37,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "Receiver {receiver} removed",
         "receiver",
         "receiver_id",
+        "before",
     ),
     event(
         1103,
@@ -42,6 +47,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "subscription",
         "receiver",
         "receiver_id",
+        "after",
     ),
     event(
         1104,
@@ -51,6 +57,8 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "subscription",
         "receiver",
         "receiver_id",
+        "before",
+        "after",
     ),
     event(
         1105,
@@ -60,6 +68,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "subscription",
         "receiver",
         "receiver_id",
+        "before",
     ),
     event(
         1110,
@@ -132,6 +141,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "until",
         "reason",
         "silence",
+        "after",
     ),
     event(
         1117,
@@ -141,6 +151,8 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         "user",
         "reason",
         "silence",
+        "before",
+        "after",
     ),
     event(
         1118,
@@ -148,6 +160,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         INFO,
         "Rule of inhibition {inhibition} created",
         "inhibition",
+        "after",
     ),
     event(
         1119,

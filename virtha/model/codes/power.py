@@ -217,6 +217,9 @@ POWER_EVENTS: tuple[Code, ...] = (
         "device",
         "of",
         "by",
+        "before",
+        "after",
+        "secrets_changed",
     ),
     event(
         3131,
@@ -226,6 +229,7 @@ POWER_EVENTS: tuple[Code, ...] = (
         "device",
         "of",
         "by",
+        "before",
     ),
     event(
         3132,
