@@ -32,6 +32,13 @@ def connect(story: Story, user: str = "admin@internal", password: str = PASSWORD
     )
 
 
+def answered(story: Story, token: str) -> int:
+    """By the status alone: refused, the SDK would sign in anew."""
+    with story.server.rest() as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        return client.get("/ovirt-engine/api", headers=headers).status_code
+
+
 @pytest.fixture
 def system(story: Story) -> Iterator[Any]:
     connection = connect(story)
@@ -191,7 +198,10 @@ def test_who_asks_and_what_there_is(story: Story) -> None:
     assert api.product_info.name == "virtha" and api.product_info.version.major == 4
     assert api.summary.hosts.total == 2 and api.authenticated_user.id
     assert connection.follow_link(api.special_objects.blank_template).name == "Blank"
+    token = connection.authenticate()
+    assert answered(story, token) == 200
     connection.close()
+    assert answered(story, token) == 401
     with pytest.raises(sdk.AuthError, match="Cannot authenticate"):
         connect(story, password="wrong").authenticate()
     eve = connect(story, "eve@internal", VIEWER_PASSWORD)
