@@ -231,6 +231,7 @@ def test_a_vm_is_started_moved_to_no_host_and_stopped(story: Story, system: Any)
     until(lambda: service.get().status is types.VmStatus.UP)
     vm = service.get(follow="host,cluster")
     assert vm.host.name == "h1" and vm.cluster.name == "default" and vm.start_time is not None
+    assert system._connection.follow_link(service.get().host).name == "h1"
     with pytest.raises(sdk.Error, match="is running") as again:
         service.start()
     assert again.value.code == 409
@@ -450,6 +451,7 @@ def test_fence_agents_are_managed_and_a_host_is_fenced(system: Any, tmp_path: Pa
             service.fence(fence_type="manual")
         one = agents.agent_service(agent.id)
         assert one.update(types.Agent(order=2)).order == 2
+        assert (one.get().order, one.get().address) == (2, "127.0.0.1")
         with pytest.raises(sdk.Error, match=r"agent\.options\.colour"):
             one.update(types.Agent(options=[types.Option(name="colour", value="red")]))
         one.remove()
