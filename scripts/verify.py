@@ -81,17 +81,40 @@ def test_files(pattern: str) -> list[str]:
     return [str(each.relative_to(ROOT)) for each in files if found.search(each.read_text())]
 
 
+def test_modules_of(files: Iterable[str]) -> set[str]:
+    """They, and the tests that they import, by way of each other and of what tests share: all are imported by their bare names."""
+    by_name: dict[str, list[Path]] = {}
+    for each in (ROOT / "tests").rglob("*.py"):
+        by_name.setdefault(each.stem, []).append(each)
+    found, left = set[Path](), [*by_name.get("conftest", ()), *(ROOT / file for file in files)]
+    while left:
+        if (each := left.pop()) not in found:
+            found.add(each)
+            for name in re.findall(r"\b(?:from|import)\s+(\w+)", each.read_text()):
+                left += by_name.get(name, ())
+    return {str(each.relative_to(ROOT)) for each in found if each.name.startswith("test_")}
+
+
+def beside_tests() -> set[str]:
+    """What is in their directories and is no test: modules that they share, and what they read. Seeded bugs are for their own step."""
+    return {
+        str(each.relative_to(ROOT))
+        for each in (ROOT / "tests").rglob("*")
+        if each.is_file()
+        and not each.match("test_*.py")
+        and {"__pycache__", "mutants"}.isdisjoint(each.parts)
+    }
+
+
 def pytest_step(
     name: str, files: Sequence[str], *options: str, environment: Mapping[str, str] | None = None
 ) -> Step:
-    """Decided by its files, by all that tests share, and by what tests read and follow beside them."""
-    tests = (ROOT / "tests").rglob("*.py")
-    shared = [str(each.relative_to(ROOT)) for each in tests if not each.name.startswith("test_")]
+    """Decided by its files and the tests that they import, by all that tests share, and by what tests read and follow beside them."""
     return Step(
         name=name,
         command=(*PYTEST, *options, *files),
         environment=environment or {},
-        places=("virtha", *READ_BY_TESTS, *sorted(shared), *files),
+        places=("virtha", *READ_BY_TESTS, *sorted(beside_tests() | test_modules_of(files))),
     )
 
 

@@ -43,7 +43,7 @@ from virtha.store.installations import the_installation
 from virtha.store.vms import save_vm, save_vm_status
 
 T = TypeVar("T")
-MADE_BY = 1
+MADE_BY = 2
 """To be raised with each change here: databases of other numbers are made anew."""
 ADMINISTRATOR, PASSWORD = "admin", "only for this benchmark"
 HOSTS_PER_CLUSTER = 40
@@ -53,6 +53,7 @@ EVENTS_OF = 365
 """Days over which the events are spread, until now."""
 IN_ONE_WRITE = 500
 EVENTS_IN_ONE_WRITE = 50_000
+CUSTOMERS = 1_500
 ROLES = ("web", "db", "app", "mail", "build", "cache", "queue", "desk")
 CODES = (
     # code, how often among a thousand, fields
@@ -76,6 +77,14 @@ class Size:
     @property
     def name(self) -> str:
         return f"{self.vms}-vms-{self.hosts}-hosts-{self.events}-events-{MADE_BY}"
+
+    def holds(self, other: "Size") -> bool:
+        """As many of each and, since events are of VMs, as many events of each VM."""
+        return (
+            self.vms >= other.vms
+            and self.hosts >= other.hosts
+            and self.events * other.vms >= other.events * self.vms
+        )
 
 
 def host_name(number: int) -> str:
@@ -202,7 +211,8 @@ async def _vms(
     for numbers in _in_lots(range(1, size.vms + 1), IN_ONE_WRITE):
         async with store.write() as tx:
             for number in numbers:
-                host = hosts[number % len(hosts)]
+                # All roles on each host: `number % len(hosts)` would give a host one role, or two.
+                host = hosts[number // len(ROLES) % len(hosts)]
                 vm = _vm(number, host, chance)
                 await save_vm(tx, vm)
                 await save_vm_status(tx, _status(vm, host, chance, now))
@@ -217,7 +227,7 @@ def _vm(number: int, host: Host, chance: random.Random) -> Vm:
         id=VmId(f"vm-{number:05}"),
         name=vm_name(number),
         cluster_id=host.cluster_id,
-        description=f"{chance.choice(ROLES)} of customer {chance.randrange(2_000)}",
+        description=f"{chance.choice(ROLES)} of customer {chance.randrange(CUSTOMERS)}",
         memory_bytes=chance.choice((1, 2, 2, 4, 8)) * GIB,
         vcpus=chance.choice((1, 2, 4)),
         watchdog=card if chance.random() < 0.5 else None,
@@ -243,7 +253,7 @@ def _vm(number: int, host: Host, chance: random.Random) -> Vm:
 
 def _status(vm: Vm, host: Host, chance: random.Random, now: int) -> VmStatus:
     is_up = chance.random() < 0.9
-    fired = chance.random() < 0.05
+    fired = chance.random() < 0.15
     return VmStatus(
         vm_id=vm.id,
         state=VmState.RUNNING if is_up else VmState.DOWN,

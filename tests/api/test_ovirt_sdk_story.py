@@ -32,6 +32,13 @@ def connect(story: Story, user: str = "admin@internal", password: str = PASSWORD
     )
 
 
+def answered(story: Story, token: str) -> int:
+    """By the status alone: refused, the SDK would sign in anew."""
+    with story.server.rest() as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        return client.get("/ovirt-engine/api", headers=headers).status_code
+
+
 @pytest.fixture
 def system(story: Story) -> Iterator[Any]:
     connection = connect(story)
@@ -191,7 +198,10 @@ def test_who_asks_and_what_there_is(story: Story) -> None:
     assert api.product_info.name == "virtha" and api.product_info.version.major == 4
     assert api.summary.hosts.total == 2 and api.authenticated_user.id
     assert connection.follow_link(api.special_objects.blank_template).name == "Blank"
+    token = connection.authenticate()
+    assert answered(story, token) == 200
     connection.close()
+    assert answered(story, token) == 401
     with pytest.raises(sdk.AuthError, match="Cannot authenticate"):
         connect(story, password="wrong").authenticate()
     eve = connect(story, "eve@internal", VIEWER_PASSWORD)
@@ -221,6 +231,7 @@ def test_a_vm_is_started_moved_to_no_host_and_stopped(story: Story, system: Any)
     until(lambda: service.get().status is types.VmStatus.UP)
     vm = service.get(follow="host,cluster")
     assert vm.host.name == "h1" and vm.cluster.name == "default" and vm.start_time is not None
+    assert system._connection.follow_link(service.get().host).name == "h1"
     with pytest.raises(sdk.Error, match="is running") as again:
         service.start()
     assert again.value.code == 409
@@ -440,6 +451,7 @@ def test_fence_agents_are_managed_and_a_host_is_fenced(system: Any, tmp_path: Pa
             service.fence(fence_type="manual")
         one = agents.agent_service(agent.id)
         assert one.update(types.Agent(order=2)).order == 2
+        assert (one.get().order, one.get().address) == (2, "127.0.0.1")
         with pytest.raises(sdk.Error, match=r"agent\.options\.colour"):
             one.update(types.Agent(options=[types.Option(name="colour", value="red")]))
         one.remove()

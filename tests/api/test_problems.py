@@ -366,6 +366,12 @@ def test_an_expired_token_and_an_expired_join_token(play: Play) -> None:
         assert (await world.call("GET", "/v1/vms")).status_code == 200
         world.clock.ahead_ms = 10 * 365 * 86_400_000
         check(await world.call("GET", "/v1/vms"), 401, "problem.token.expired")
+        fault = await world.call(
+            "GET", "/ovirt-engine/api/vms", headers={"Accept": "application/xml"}
+        )
+        assert fault.status_code == 401 and fault.headers["content-type"] == "application/xml"
+        assert "<fault><reason>Unauthorized</reason><detail>" in fault.text
+        assert "problem.token.expired" in fault.text
         answer = await world.call("POST", "/v1/join", join, role=None)
         check(answer, 401, "problem.token.expired", "token")
 

@@ -51,8 +51,14 @@ def _newest_events(lab: Lab) -> Iterator[str]:
 
 
 def _of_host(host: Node) -> Iterator[str]:
-    yield f"-- {host.name}: services {', '.join(host.running_services()) or 'none'}"
-    for vm in host.qemus():
+    running, vms = list[str](), list[str]()
+    try:
+        running += host.running_services()
+        vms += host.qemus()
+    except (VirthaError, OSError) as error:
+        yield f"-- {host.name}: no answer: {error}"  # it is off, or hangs
+    yield f"-- {host.name}: services {', '.join(running) or 'none'}"
+    for vm in vms:
         yield f"QEMU of {vm}"
         for question in (["virsh", "domstate", "--reason", vm], ["virsh", "domjobinfo", vm]):
             try:

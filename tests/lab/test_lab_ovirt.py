@@ -1,9 +1,11 @@
 """The stock oVirt SDK for Python over TLS, on real hosts: what it makes boots, its cards fire, and a BMC that it gives switches its host."""
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import ovirtsdk4 as sdk
 import pytest
 from ovirtsdk4 import types
@@ -22,15 +24,20 @@ HIGHLY = types.HighAvailability(enabled=True, priority=50)
 def system(story: Story) -> Iterator[Any]:
     server = story.lab.server
     shown_once = json.loads((server.directory / "secrets.json").read_text())
+    url = f"https://127.0.0.1:{story.lab.state.forward_port}/ovirt-engine/api"
+    authority = str(server.root / "var/lib/virtha/server/authority/authority.crt")
     connection = sdk.Connection(
-        url=f"https://127.0.0.1:{story.lab.state.forward_port}/ovirt-engine/api",
-        username="admin@internal",
-        password=shown_once["password"],
-        ca_file=str(server.root / "var/lib/virtha/server/authority/authority.crt"),
+        url=url, username="admin@internal", password=shown_once["password"], ca_file=authority
     )
     assert connection.test(raise_exception=True)
     yield connection.system_service()
-    connection.close()  # which signs out, too
+    token = connection.authenticate()
+    trusted = ssl.create_default_context(cafile=authority)
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(headers=headers, verify=trusted, trust_env=False) as beside:
+        assert beside.get(url).status_code == 200
+        connection.close()
+        assert beside.get(url).status_code == 401, "it is signed out"
 
 
 def _until(look: Callable[[], bool], what: str) -> None:
@@ -71,6 +78,10 @@ def test_a_vm_of_a_template_lives_under_the_sdk_and_its_watchdog_resets_it(
     story.wait_agent("sdk1")
     xml = host.run_checked(["virsh", "dumpxml", "sdk1"])
     assert "model='i6300esb' action='reset'" in xml
+    vm = service.get()
+    assert system._connection.follow_link(vm.host).name == host.name
+    (card,) = system._connection.follow_link(vm.watchdogs)
+    assert (card.model, card.action) == (RESET.model, RESET.action)
     assert service.get(follow="host").host.name == host.name
     (found,) = vms.list(search=f"host = {host.name} and watchdog = i6300esb and status = up")
     assert found.id == made.id and found.high_availability.enabled
@@ -136,6 +147,10 @@ def test_the_sdk_manages_fence_agents_and_fences_a_host(story: Story, system: An
                 )
             )
             assert [listed.id for listed in agents.list()] == [added.id]
+            agent = agents.agent_service(added.id)
+            assert agent.update(types.Agent(order=2)).order == 2
+            changed = agent.get()
+            assert (changed.order, changed.address) == (2, one.address)
             assert services[name].fence(fence_type="status").status is (
                 types.PowerManagementStatus.ON
             )

@@ -114,6 +114,52 @@ def test_a_changed_page_is_followed_anew() -> None:
     assert [place for place in named if not (ROOT / place).exists()] == []
 
 
+def test_a_test_that_another_imports_is_part_of_its_step(
+    verify: ModuleType, tmp_path: Path
+) -> None:
+    """By its own words, by way of what tests share, and by way of another test."""
+    said = {
+        "api/test_fuzz.py": "from filled import fill\nfrom test_requests import send\n",
+        "api/filled.py": "    import test_routes\n",
+        "api/test_requests.py": "from test_words import ROOT\n",
+        "api/test_routes.py": "",
+        "unit/test_words.py": "",
+        "unit/test_other.py": "import test_fuzz\n",
+        "unit/conftest.py": "from test_rules import rule\n",
+        "unit/test_rules.py": "",
+        "mutants/test_bug.py": "",
+        "mutants/bug.patch": "",
+        "api/words.txt": "",
+    }
+    for name, text in said.items():
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).write_text(text)
+
+    def state() -> str:
+        found: str = verify.pytest_step("fuzz", ["tests/api/test_fuzz.py"]).state
+        return found
+
+    decides = []
+    for name, text in said.items():
+        before = state()
+        (tmp_path / "tests" / name).write_text(f"{text}# changed\n")
+        if state() != before:
+            decides.append(name)
+    assert {*said} - {*decides} == {
+        "unit/test_other.py",
+        "mutants/test_bug.py",
+        "mutants/bug.patch",
+    }
+
+
+def test_the_fuzz_of_the_facade_is_run_anew_with_what_its_requests_are_made_of() -> None:
+    script = load_script("verify")
+    steps = {step.name: step for step in script.computing_steps("1..2")}
+    needed = {f"tests/api/test_{name}.py" for name in ("ovirt_fuzz", "ovirt_requests", "routes")}
+    places = {*steps["facade-fuzz-10-minutes"].places}
+    assert needed <= places and "tests/api/test_problems.py" not in places
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_was_not_run_is_no_success(
     verify: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
