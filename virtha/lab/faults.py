@@ -62,6 +62,17 @@ def hang_host(lab: Lab, name: str, *, with_watchdog: bool = True) -> None:
         kill(watchdog)
 
 
+def thaw_host(lab: Lab, name: str) -> None:
+    """Its processes go on where they were, those that stand still; one that is off stays so."""
+    for process in lab.host(name).processes():
+        kill(process, signal.SIGCONT)
+
+
+def freeze_service(lab: Lab, name: str, service: str) -> None:
+    """That program stands still, and its connections stand."""
+    lab.host(name).signal_service(service, signal.SIGSTOP)
+
+
 def _watchdog_of(host: Node) -> ProcessId | None:
     return next(
         (
