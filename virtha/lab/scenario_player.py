@@ -115,8 +115,9 @@ def require_playable(scenario: Scenario, hosts_there: Sequence[str]) -> None:
             )
     named = [word for step in _of(scenario, "hosts", "host") for word in step.words]
     last = _of(scenario, "hosts", "host")[-1]
-    if not set(named) <= set(hosts_there):
-        raise _wrong(last, f"the lab has no {', '.join(named)}", tuple(hosts_there))
+    lacking = [name for name in named if name not in hosts_there]
+    if lacking:
+        raise _wrong(last, f"the lab has no {', '.join(lacking)}", tuple(hosts_there))
     if "engine" in verbs and set(named) != set(hosts_there):
         raise _wrong(last, "the lab has more hosts to place VMs on", tuple(hosts_there))
 

@@ -63,7 +63,7 @@ _WAY = (
     "vm.superseded",
 )
 _ENGINES = frozenset(code.name for code in FAILOVER_EVENTS)
-_EVENT = re.compile(r"\s*([0-9]+\.[0-9]{3}) (\S+) (\S+)(?: (.*))?")
+_EVENT = re.compile(r"\s*(-?[0-9]+\.[0-9]{3}) (\S+) (\S+)(?: (.*))?")
 _END = re.compile(
     r"end (\S+) (\S+) runs_on=(\S+) held_by=(\S+) incarnation=(\d+) \[(.*)\]",
 )
