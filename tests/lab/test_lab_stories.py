@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import mend
+from mending import mend
 
 from virtha.lab import lab
 from virtha.lab.lab import Lab
@@ -19,10 +19,11 @@ SOON = ("two-hosts-two-crashes", "two-hosts-one-hangs")
 """In `make test`; the session's lab has as many hosts."""
 TWO_HOSTS = ("held-elsewhere",)
 THREE_HOSTS = (
-    "returns-after-recovery",
-    "host-power-back-before-proof",
-    "host-agent-down",
     "bmc-lies-off",
+    "returns-after-recovery",
+    "agent-dead-bmc-unreachable",
+    "host-agent-down",
+    "bmc-slow-1s",
     "server-down-while-host-dies",
     "hold-in-failure",
 )

@@ -7,9 +7,12 @@ at from outside who writes to each disk: no writer comes back that another one h
 
 Where the two worlds differ, and which verbs that rules out:
 
-- A lab host has one network cable, and its storage is no network: ``cut`` and ``heal`` can't be told apart there, and ``cut-net`` takes the
-  neighbours' sight of each other with it, so it is played only where no engine asks neighbours.
+- A lab host has one network cable, and its storage is no network: what ``cut net`` and ``cut storage`` mean can't be told apart there, and ``cut-net`` takes
+  the neighbours' sight of each other with it, so it is played only where no engine asks neighbours. A BMC that is cut off is one that does
+  not answer; ``heal`` is refused, for a simulated link keeps what it held.
 - Leaders and agents can't be struck at a point of a turn, nor BMCs be made to refuse, to be late, or to switch another host.
+- Stories with leases wait for what slots promise, which only their own tests in the lab do (``tests/lab/test_lab_leases.py``). Without them no simulated host has a
+  watchdog. A lab host's, once armed, can't be disarmed: it is taken away from whoever loses its guardian.
 - A host has one power device, its BMC, which tells whose it is, and the memory of the machine.
 - Whoever is to write to its disk does so in the guest, from the first answer of its guest agent on.
 """
@@ -25,6 +28,7 @@ from virtha.lab import faults
 from virtha.lab.api import Json
 from virtha.lab.bmc import BmcFault, BmcManners
 from virtha.lab.disk_witnesses import DiskWitnesses
+from virtha.lab.namespaces import ProcessId
 from virtha.lab.node import wait_until
 from virtha.lab.records import begin_writing
 from virtha.lab.scenario_record import (
@@ -57,7 +61,6 @@ LIBVIRT_HANG_MS = 60_000
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "engine": (),
-    "lease": (),
     "crash-points": (),
     "hosts": (),
     "host": ("power", "named", "shares-feed"),
@@ -78,6 +81,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "stop-server": (),
     "kill-server": (),
     "start-server": (),
+    "cut": (),
     "cut-net": (),
     "heal-net": (),
     "power-cut": (),
@@ -124,10 +128,10 @@ def require_playable(scenario: Scenario, hosts_there: Sequence[str]) -> None:
 
 def _require_words(step: Step) -> None:
     """Of verbs that have more meanings than the lab can play."""
-    if step.verb == "lease" and step.words:
-        raise _wrong(step, "the lab has one storage domain", ("lease",))
     if step.options.get("power", "bmc") != "bmc":
         raise _wrong(step, f"the lab can't play power={step.options['power']}", ("bmc",))
+    if step.verb == "cut" and (step.words[0], len(step.words)) != ("bmc", 2):
+        raise _wrong(step, f"the lab can't play 'cut {' '.join(step.words)}'", ("cut bmc HOST",))
     if step.verb == "bmc" and step.words[1] not in BMC_WORDS:
         raise _wrong(step, f"the lab can't play 'bmc {step.words[1]}'", BMC_WORDS)
 
@@ -142,7 +146,7 @@ def _wrong(step: Step, message: str, allowed: tuple[str, ...]) -> InvalidInput:
 
 class ScenarioPlayer:
     """Of one scenario on one lab, whose policy and power devices it sets; a context manager. What it breaks stays broken,
-    as after any test, and its VMs stay."""
+    as after any test, and its VMs stay; hosts that lost their watchdog are off, for their next boot brings another."""
 
     def __init__(
         self, story: Story, scenario: Scenario, say: Callable[[str], object] = print
@@ -167,10 +171,11 @@ class ScenarioPlayer:
         self._writing: set[str] = set()
         self._disks: dict[str, DiskWitnesses] = {}
         self._shared_feed: set[str] = set()
+        self._unwatched: dict[str, ProcessId | None] = {}
+        """Hosts without a watchdog, and their process 1 then."""
         self._explained = 0
         self._verbs: dict[str, Callable[[Step], None]] = {
             "engine": self._nothing,
-            "lease": self._nothing,
             "crash-points": self._nothing,
             "hosts": self._nothing,
             "host": self._host,
@@ -184,19 +189,20 @@ class ScenarioPlayer:
             "crash-agent": self._crash_agent,
             "stop-agent": lambda step: faults.kill_agent(self._lab, step.words[0]),
             "start-agent": lambda step: faults.start_agent(self._lab, step.words[0]),
-            "stop-guardian": lambda step: faults.kill_guardian(self._lab, step.words[0]),
+            "stop-guardian": self._stop_guardian,
             "start-guardian": lambda step: faults.start_guardian(self._lab, step.words[0]),
             "stop-libvirt": lambda step: faults.kill_libvirtd(self._lab, step.words[0]),
             "start-libvirt": lambda step: faults.start_libvirtd(self._lab, step.words[0]),
             "stop-server": lambda _step: faults.kill_server(self._lab),
             "kill-server": lambda _step: faults.kill_server(self._lab),
             "start-server": lambda _step: faults.start_server_again(self._lab),
+            "cut": lambda step: faults.kill_bmc(self._lab, step.words[1]),
             "cut-net": lambda step: faults.cut_net(self._lab, step.words[0]),
             "heal-net": lambda step: faults.heal_net(self._lab, step.words[0]),
             "power-cut": self._power_cut,
             "boot": self._boot,
             "hang": self._hang,
-            "freeze": lambda step: faults.freeze_service(self._lab, *step.words),
+            "freeze": self._freeze,
             "thaw": lambda step: faults.thaw_host(self._lab, step.words[0]),
             "bmc": self._bmc,
             "explain": self._explain,
@@ -214,6 +220,10 @@ class ScenarioPlayer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for name, init in self._unwatched.items():
+            host = self._lab.host(name)
+            if host.is_on() and host.state.init == init:
+                faults.kill_host(self._lab, name)
         self._stack.__exit__(kind, error, trace)
 
     def play(self) -> None:
@@ -234,11 +244,10 @@ class ScenarioPlayer:
     def _set_policy(self) -> None:
         """The default one, for that is the stories'; but a loaded machine takes its time to run a program, and this lab may have
         fenced all day. Without an engine in the story, restarts in place are all that happens by itself."""
-        leased = bool(_of(self._scenario, "lease"))
         policy: Json = {
             "fencing": {"read_deadline_ms": READ_DEADLINE_MS, "cap_count": CAP_COUNT},
             "detection": {"libvirt_hang_ms": LIBVIRT_HANG_MS},
-            "lease": {"enabled": leased},
+            "lease": {"enabled": False},
         }
         if not self._with_engine:
             policy["recovery"] = {"grade": "restart"}
@@ -428,9 +437,25 @@ class ScenarioPlayer:
             faults.press_power(self._lab, name)
 
     def _hang(self, step: Step) -> None:
-        """In the simulator only leases bring a watchdog."""
-        leased = bool(_of(self._scenario, "lease"))
-        faults.hang_host(self._lab, step.words[0], with_watchdog=leased)
+        self._note_unwatched(step.words[0])
+        faults.hang_host(self._lab, step.words[0], with_watchdog=False)
+
+    def _stop_guardian(self, step: Step) -> None:
+        faults.kill_guardian(self._lab, step.words[0])
+        self._end_watchdog(step.words[0])
+
+    def _freeze(self, step: Step) -> None:
+        name, service = step.words
+        faults.freeze_service(self._lab, name, service)
+        if service == "guardian":
+            self._end_watchdog(name)
+
+    def _end_watchdog(self, name: str) -> None:
+        self._note_unwatched(name)
+        faults.end_watchdog(self._lab, name)
+
+    def _note_unwatched(self, name: str) -> None:
+        self._unwatched[name] = self._lab.host(name).state.init
 
     def _bmc(self, step: Step) -> None:
         name, word = step.words[:2]

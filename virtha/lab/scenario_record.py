@@ -42,7 +42,7 @@ _PRESENCE = {
     "host.agent.down": "agent down",
     "host.agent.up": "up",
     "host.unreachable": "gone",
-    "host.reachable": "up",
+    "host.reachable": "back",
 }
 _FORMER = ("vm.stop.reconstructed", "vm.restart.blocked")
 _WAY = (
@@ -62,7 +62,8 @@ _WAY = (
     "vm.restart.exhausted",
     "vm.superseded",
 )
-_ENGINES = frozenset(code.name for code in FAILOVER_EVENTS)
+_ENGINES = frozenset(code.name for code in FAILOVER_EVENTS) - {"host.incident_over"}
+"""That one is the record of incidents', which a simulated server does not keep."""
 _EVENT = re.compile(r"\s*(-?[0-9]+\.[0-9]{3}) (\S+) (\S+)(?: (.*))?")
 _END = re.compile(
     r"end (\S+) (\S+) runs_on=(\S+) held_by=(\S+) incarnation=(\d+) \[(.*)\]",
@@ -203,14 +204,13 @@ def lanes_of(told: Sequence[Told], *, with_engine: bool) -> Lanes:
 
 
 def _seen_states(words: Sequence[str]) -> list[str]:
-    """A host on its way to gone, and back, may or may not be seen with its guardian alone: by whose beat or session ends or begins first."""
+    """A host on its way to gone, or back from there, may or may not be seen with its guardian alone: by which of its two programs ends or
+    begins first."""
     states: list[str] = []
     for word in words:
-        if states and word == states[-1]:
-            continue
         if word == "gone" and states and states[-1] == "agent down":
             states.pop()
-        if word == "agent down" and states and states[-1] == "gone":
+        if word in ("agent down", "up") and states and states[-1] == "back":
             continue
         states.append(word)
     return states

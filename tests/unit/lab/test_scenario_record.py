@@ -134,6 +134,8 @@ def test_a_host_is_gone_with_or_without_its_agent_first(between: list[str]) -> N
         assert not _differs(wanted, _told(*(("h1", code) for code in codes[:end])))
     back = [("h1", code) for code in (*codes, "host.agent.down", "host.agent.up")]
     wanted += _told(("h1", "host.reachable"))
+    assert _differs(wanted, _told(*back)), "it answers before its agent is missed"
+    back.insert(-2, ("h1", "host.reachable"))
     assert not _differs(wanted, _told(*back))
 
 
@@ -184,7 +186,9 @@ def test_who_had_to_leave_may_run_on_any_other_host(
 @pytest.mark.parametrize(
     ("name", "line", "said"),
     [
-        ("host-cut-management", 7, "'cut'"),
+        ("host-cut-management", 7, "'cut net h1'"),
+        ("host-cut-and-bmc-cut", 7, "'cut net h1'"),
+        ("fence-order-lost-answer", 9, "'cut bmc h1 to server'"),
         ("leader-killed-at-intents", 9, "'kill-server' with at="),
         ("bmc-level-two", 3, "power=bmc,outlets"),
         ("bmc-refuses", 7, "'bmc refuses'"),
