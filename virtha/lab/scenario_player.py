@@ -58,6 +58,7 @@ SELDOM_MS = 3_600_000
 READ_DEADLINE_MS = 4_500
 CAP_COUNT = 1_000
 LIBVIRT_HANG_MS = 60_000
+START_DEADLINE_MS = 45_000
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "engine": (),
@@ -248,9 +249,10 @@ class ScenarioPlayer:
             "fencing": {"read_deadline_ms": READ_DEADLINE_MS, "cap_count": CAP_COUNT},
             "detection": {"libvirt_hang_ms": LIBVIRT_HANG_MS},
             "lease": {"enabled": False},
+            "recovery": {"start_deadline_ms": START_DEADLINE_MS},
         }
         if not self._with_engine:
-            policy["recovery"] = {"grade": "restart"}
+            policy["recovery"]["grade"] = "restart"
         self._story.set_policy(policy)
 
     # Time
