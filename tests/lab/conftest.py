@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from last_words import last_words
+from mending import mend
 
-from virtha.lab import faults, lab, state
+from virtha.lab import lab, state
 from virtha.lab.journals import replayed_lab
 from virtha.lab.lab import Lab
 from virtha.lab.story import Story, no_restart_limit
@@ -24,9 +25,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failure is shown with what its lab has to say of it."""
     report = yield
-    made = getattr(item, "funcargs", {}).get("session_story")
-    if report.failed and report.when == "call" and isinstance(made, Story):
-        report.sections.append(("the lab's last words", last_words(made.lab)))
+    if report.failed and report.when == "call":
+        made = [one for one in getattr(item, "funcargs", {}).values() if isinstance(one, Story)]
+        labs = {one.lab.directory: one.lab for one in made}
+        report.sections += [("the lab's last words", last_words(one)) for one in labs.values()]
     return report
 
 
@@ -64,26 +66,6 @@ def session_story(built_lab: Lab) -> Iterator[Story]:
     story.set_policy(no_restart_limit())
     yield story
     story.close()
-
-
-def mend(story: Story) -> None:
-    """Everything on, plugged in and running again, whatever the test before broke."""
-    made = story.lab
-    if "server" not in made.server.running_services():
-        faults.start_server_again(made)
-    for host in made.hosts:
-        if not host.is_on():
-            faults.boot_host(made, host.name)
-        if not made.host(host.name).state.cable_up:
-            faults.heal_net(made, host.name)
-    for host in made.hosts:
-        host.wait_ready()  # one that its BMC has just switched on
-        running = host.running_services()
-        for service in ("virtlogd", "libvirtd", "guardian", "agent"):
-            if service not in running:
-                host.start_service(service)
-    lab.wait_hosts(made)
-    lab.wait_storage(made)
 
 
 @pytest.fixture

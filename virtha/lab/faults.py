@@ -54,23 +54,29 @@ def hang_host(lab: Lab, name: str, *, with_watchdog: bool = True) -> None:
     """All of its processes stand still; its kernel goes on, and answers what needs no process. Its watchdog ends it when its
     time is over; ``with_watchdog=False``: that one is broken, and does not."""
     host = lab.host(name)
-    watchdog = _watchdog_of(host)
     for process in host.processes():
         kill(process, signal.SIGSTOP)
     # Not before its host stands still: its guardian would see it go.
-    if not with_watchdog and watchdog is not None:
-        kill(watchdog)
+    if not with_watchdog:
+        end_watchdog(lab, name)
 
 
-def _watchdog_of(host: Node) -> ProcessId | None:
-    return next(
-        (
-            process
-            for process in processes_in_network([host.namespace])
-            if WATCHDOG_MODULE in command_line(process)
-        ),
-        None,
-    )
+def thaw_host(lab: Lab, name: str) -> None:
+    """Its processes go on where they were, those that stand still; one that is off stays so."""
+    for process in lab.host(name).processes():
+        kill(process, signal.SIGCONT)
+
+
+def freeze_service(lab: Lab, name: str, service: str) -> None:
+    """That program stands still, and its connections stand."""
+    lab.host(name).signal_service(service, signal.SIGSTOP)
+
+
+def end_watchdog(lab: Lab, name: str) -> None:
+    """Nobody ends that host any more when it stands still, until it is booted. Gone already is fine."""
+    for process in processes_in_network([lab.host(name).namespace]):
+        if WATCHDOG_MODULE in command_line(process):
+            kill(process)
 
 
 def cut_net(lab: Lab, name: str) -> None:

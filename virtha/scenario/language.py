@@ -1,4 +1,4 @@
-"""The scenario language: one story per text, played on the simulator and in the lab.
+"""The scenario language: one story per text. The simulator plays all of it; a lab of real hosts plays the stories whose verbs it has.
 
     # A QEMU is killed with -9: the sentinel starts the VM again at once.
     hosts h1
