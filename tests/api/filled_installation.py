@@ -6,22 +6,28 @@ They change and delete what they meet; ``fill`` makes anew what is missing.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+from conftest import PASSWORDS
 from played_host import told_after
 from test_routes import BOOT, connect_host, join_host, record
 
-from virtha.model.errors import VirthaError
+from virtha.api.app import ROOT
+from virtha.control.requests import SessionCreate, UserChange, UserCreate
+from virtha.model.errors import Conflict, NotFound, VirthaError
 from virtha.model.ids import HostId, Incarnation, VmId
 from virtha.model.time import Millis
+from virtha.model.user import Role
 from virtha.ports.hosts import LastBeat
 from virtha.server.listeners import Listener, address_of, bind_tcp, uvicorn_config
 
+T = TypeVar("T")
+ADMINISTRATOR = "administrator"
 WAIT_S = 200.0
 References = dict[str, list[str]]
 """By collection (`vms`, `storage-domains`, `disks`): names and ids of what is there."""
@@ -54,6 +60,7 @@ MADE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("clusters", "second", {}),
     ("storage-domains", "ds1", {"path": "/srv/ds1", "cluster": "default"}),
     ("users", "eve", {"password": "only looks around", "email": "eve@example.org"}),
+    ("roles", "watcher", {"permissions": ["vms.operate"]}),
     ("receivers", "mail1", {"settings": MAIL}),
     ("vms", "web1", VM),
     ("vms", "web2", {**VM, "start": True}),
@@ -63,6 +70,16 @@ MADE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("inhibitions", "quiet", {"source": {"codes": ["host.*"]}, "target": {"codes": ["vm.*"]}}),
 )
 """Where it is made, its name, and all else of the request: in this order, for the later needs the earlier."""
+PARTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("/v1/vms/web3/snapshots", "POST", "/v1/vms/web3/snapshots", {"name": "before"}),
+    ("/v1/hosts/h1/power/bmc", "PUT", "/v1/hosts/h1/power/bmc", {"settings": POWER}),
+    ("/v1/clusters/default/power", "PUT", "/v1/clusters/default/power/lom", {"settings": POWER}),
+    ("/v1/tokens", "POST", "/v1/tokens", {"cluster": "default"}),
+    ("/v1/sign-in-provider", "PUT", "/v1/sign-in-provider", SIGN_INS),
+    ("/v1/silences", "POST", "/v1/silences", SILENCE),
+    ("/v1/users/eve/grants", "POST", "/v1/users/eve/grants", {"role": "watcher"}),
+)
+"""What is looked for, and how it is made where it is missing."""
 
 
 @dataclass
@@ -108,26 +125,68 @@ class ObedientHosts:
             await asyncio.sleep(0.02)
 
 
-async def fill(world: Any, hosts: ObedientHosts) -> References:
-    """Makes what is missing, as far as what was done to the installation lets it; returns what there is."""
+async def let_in(world: Any) -> None:
+    """Signs the administrator in if they are not, whatever was done to them: as root on the machine itself would."""
+    session = await world.call("GET", "/v1/sessions/current")
+    if session.status_code == 200 and session.json()["role"] == ADMINISTRATOR:
+        return
+    users, password = world.control.users, PASSWORDS[ADMINISTRATOR]
+    with contextlib.suppress(NotFound):
+        await users.get(ADMINISTRATOR)
+        await users.change(
+            ROOT,
+            ADMINISTRATOR,
+            UserChange(password=password, role=Role.ADMINISTRATOR, enabled=True),
+        )
+        await users.unlock(ROOT, ADMINISTRATOR)
+    with contextlib.suppress(Conflict):
+        wanted = UserCreate(name=ADMINISTRATOR, password=password, role=Role.ADMINISTRATOR)
+        await users.create(ROOT, wanted)
+    wanted = SessionCreate(user=ADMINISTRATOR, password=password)
+    # Not from where all the wrong passwords come from.
+    world.tokens[ADMINISTRATOR] = (await users.sign_in(wanted, address="192.0.2.1")).token
+
+
+async def make_missing(world: Any, hosts: ObedientHosts) -> None:
+    """As far as what was done to the installation lets it. Asks for little where nothing is missing."""
+    await let_in(world)
     await world.call("DELETE", "/v1/hold")
+    for setting in (await world.ok("GET", "/v1/settings"))["items"]:
+        if setting["value"] is not None:
+            at = f"scope={setting['scope']}&subject={setting['subject']}"
+            await world.call("DELETE", f"/v1/settings/{setting['key']}?{at}")
+    there = await _named(world, "hosts")
     for name in ("h1", "h2"):
-        if (await world.call("GET", f"/v1/hosts/{name}")).status_code == 404:
+        if name not in there:
             await hosts.join(name)
     for collection, name, more in MADE:
-        if (await world.call("GET", f"/v1/{collection}/{name}")).status_code == 404:
-            made = await world.call("POST", f"/v1/{collection}", {"name": name, **more})
-            assert made.status_code < 500, made.text
-            await hosts.obey()
-            if made.status_code == 202:
-                operation = f"/v1/operations/{made.json()['id']}?wait_ms=10000"
-                await world.call("GET", operation)
-    await world.call("POST", "/v1/vms/web3/snapshots", {"name": "before"})
-    await world.call("PUT", "/v1/hosts/h1/power/bmc", {"settings": POWER})
-    await world.call("POST", "/v1/tokens", {"cluster": "default"})
-    await world.call("PUT", "/v1/sign-in-provider", SIGN_INS)
-    if not (await world.ok("GET", "/v1/silences"))["items"]:
-        await world.ok("POST", "/v1/silences", SILENCE)
+        if name in await _named(world, collection):
+            continue
+        made = await world.call("POST", f"/v1/{collection}", {"name": name, **more})
+        assert made.status_code < 500, made.text
+        await hosts.obey()
+        if made.status_code == 202:
+            operation = f"/v1/operations/{made.json()['id']}?wait_ms=10000"
+            await world.call("GET", operation)
+    for name, vm in (await _named(world, "vms")).items():
+        if name in ("web1", "web2", "web3") and vm["watchdog"] is None:
+            await world.call("POST", f"/v1/vms/{name}/watchdog", VM["watchdog"])
+    for path, method, at, body in PARTS:
+        found = await world.call("GET", path)
+        if found.status_code == 404 or found.json().get("items") == []:
+            await world.call(method, at, body)
+
+
+async def _named(world: Any, collection: str) -> dict[str, Any]:
+    items = (await world.ok("GET", f"/v1/{collection}?limit=1000"))["items"]
+    parts = [next((i for i in one.values() if isinstance(i, dict)), one) for one in items]
+    plain = [part if "id" not in one else one for one, part in zip(items, parts, strict=True)]
+    return {one["name"]: one for one in plain}
+
+
+async def fill(world: Any, hosts: ObedientHosts) -> References:
+    """Makes what is missing; returns what there is."""
+    await make_missing(world, hosts)
     return await _references(world)
 
 
@@ -136,7 +195,7 @@ async def _references(world: Any) -> References:
     for collection in (
         *("clusters", "hosts", "storage-domains", "vms", "templates", "users", "receivers"),
         *("subscriptions", "operations", "tokens", "deliveries", "incidents"),
-        *("silences", "inhibitions"),
+        *("silences", "inhibitions", "roles"),
     ):
         items = (await world.ok("GET", f"/v1/{collection}"))["items"]
         parts = [next((i for i in one.values() if isinstance(i, dict)), one) for one in items]
@@ -156,11 +215,15 @@ async def _references(world: Any) -> References:
 
 @dataclass(frozen=True)
 class Served:
-    """``fill`` from any thread; the server answers at ``url``, with ``headers`` as to the administrator."""
+    """``fill`` and the others from any thread; the server answers at ``url``, with ``headers`` as to the administrator."""
 
     url: str
     headers: dict[str, str]
+    """Others once a request has ended the administrator's session: ``sign_in`` and ``fill`` put them in."""
     fill: Callable[[], References]
+    make_missing: Callable[[], None]
+    """As ``fill``, which looks at all that there is besides."""
+    sign_in: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -186,12 +249,22 @@ def serving(directory: Path, open_installation: Callable[[Path], Any]) -> Iterat
             ]
             await listener.accepting.wait()
 
-            def refill() -> References:
-                future = asyncio.run_coroutine_threadsafe(fill(world, hosts), loop)
-                return future.result(timeout=WAIT_S)
+            headers = world.headers(ADMINISTRATOR)
 
-            headers = world.headers("administrator")
-            made.append(Served(url, headers, refill))
+            def run(work: Coroutine[Any, Any, T]) -> T:
+                done = asyncio.run_coroutine_threadsafe(work, loop).result(timeout=WAIT_S)
+                headers.update(world.headers(ADMINISTRATOR))
+                return done
+
+            made.append(
+                Served(
+                    url,
+                    headers,
+                    fill=lambda: run(fill(world, hosts)),
+                    make_missing=lambda: run(make_missing(world, hosts)),
+                    sign_in=lambda: run(let_in(world)),
+                )
+            )
             ready.set()
             await asyncio.to_thread(stop.wait)
             listener.stop()

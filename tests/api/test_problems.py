@@ -1,12 +1,14 @@
 """Every kind of error is a problem document that names the field; bad beside good."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from virtha.api.problems import ERRORS, headers_of, problem_of
+from virtha.api.table import ROUTES
 from virtha.drivers.pki import make_key_and_csr
 from virtha.model.codes import REGISTRY
 from virtha.model.errors import Failed, Unavailable, VirthaError
@@ -59,6 +61,31 @@ def test_requests_that_never_reach_a_handler(play: Play) -> None:
         assert problem["allowed"] == ["GET", "POST"]
         assert answer.headers["allow"] == "GET, POST"
         check(await world.call("DELETE", "/healthz", role=None), 405, "problem.method")
+
+    play(story)
+
+
+def test_allow_names_the_methods_of_a_path_and_of_no_other(play: Play) -> None:
+    """Also where another path of the table would take its last part for an id."""
+
+    async def story(world: Any) -> None:
+        of_paths: dict[str, set[str]] = {}
+        for route in ROUTES:
+            of_paths.setdefault(re.sub(r"\{\w+\}", "nothing", route.path), set()).add(route.method)
+        wrong = []
+        for path, methods in of_paths.items():
+            asked = await world.call("OPTIONS", path, role=None)
+            refused = await world.call(
+                next(one for one in ("DELETE", "PATCH", "PUT") if one not in methods), path
+            )
+            check(refused, 405, "problem.method", "method")
+            allowed = [
+                set(answer.headers["allow"].split(", ")) - {"OPTIONS"}
+                for answer in (asked, refused)
+            ]
+            if asked.status_code != 204 or allowed != [methods, methods]:
+                wrong.append((path, methods, allowed))
+        assert wrong == []
 
     play(story)
 

@@ -312,12 +312,19 @@ def _as_ours(request: AnyRequest, error: Exception) -> VirthaError:
 
 
 def methods_of(path: str) -> list[str]:
-    """The methods that a concrete path takes, for Allow."""
+    """The methods that a concrete path takes, for Allow: those of the template that it is routed by. ``/v1/sessions/tokens``
+    is written out in one, and is no id of a session."""
     parts = path.rstrip("/").split("/")
-    return sorted({one.method for one in ROUTES if _fits(one.path.split("/"), parts)})
+    fitting = [one for one in ROUTES if _fits(one.path.split("/"), parts)]
+    closest = max((_written_out(one.path) for one in fitting), default=0)
+    return sorted({one.method for one in fitting if _written_out(one.path) == closest})
 
 
 def _fits(template: list[str], parts: list[str]) -> bool:
     return len(template) == len(parts) and all(
         want.startswith("{") or want == have for want, have in zip(template, parts, strict=True)
     )
+
+
+def _written_out(template: str) -> int:
+    return sum(not part.startswith("{") for part in template.split("/"))
