@@ -2,13 +2,14 @@
 
 from virtha.model.domain import DomainEvent, DomainEventKind
 from virtha.model.time import Millis
-from virtha.model.vm import Reason, VmState
+from virtha.model.vm import IO_PAUSES, Reason, VmState
 from virtha.sentinel.events import GuestAnswered, HintKind, PingGuest, ReadBootStatus
 from virtha.sentinel.io_pauses import (
     io_error_told,
     io_pause_began,
     io_pause_over,
     pause_of_io_error,
+    paused_on_io,
     tell_paused,
 )
 from virtha.sentinel.machine import Trigger
@@ -132,8 +133,10 @@ def _suspended(host: HostState, guarded: Guarded, detail: str) -> None:
     guarded.pause_sent_ms = None
     if detail == "ioerror":
         io_pause_began(host, guarded)
+    # Of one that a person had paused: it ran for a moment that nobody saw, and stands still for another reason.
+    another = why.code in IO_PAUSES and not paused_on_io(record)
     # A dump's pause is told once, when the guest stays paused.
-    if not dump_goes_on and record.state is not VmState.PAUSED:
+    if not dump_goes_on and (record.state is not VmState.PAUSED or another):
         tell_paused(host, guarded, why)
 
 

@@ -191,6 +191,18 @@ def test_a_persons_pause_wins_whichever_came_first(first: str) -> None:
     assert due(bench).vm_id == WEB
 
 
+def test_an_error_after_a_persons_pause_is_told_for_it_ran_unseen() -> None:
+    """libvirt tells no pause of what is paused already. One line of the log said "paused", by a person, and nobody was called."""
+    bench = Bench()
+    bench.start()
+    bench.tell(PauseAccepted(vm_id=WEB, by="ann"))
+    bench.event("suspended", "paused")
+    decision = error(bench)
+    assert codes(decision) == ["vm.io_error.paused"]
+    assert told(bench)[0] == "vm.paused.io_error"
+    assert codes(error(bench)) == [], "once"
+
+
 def test_a_full_storage_is_told_apart_and_has_to_have_room() -> None:
     bench = Bench()
     bench.start()
