@@ -12,17 +12,19 @@ from virtha.model.errors import Failed
 
 
 @pytest.fixture
-def downs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def downs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each `down` whether it kept the files. All parts of the demo hold."""
     found: list[bool] = []
+    # Nothing is made there; where tests keep theirs is too long a path for a lab's sockets.
+    directory = Path("/tmp/virtha-demo-test")
 
     def tell(self: demo.Demo) -> None:
         for key in demo.KEYS[:-1]:
             self._figure(key, key, 1, holds=True)
 
-    monkeypatch.setenv("VIRTHA_LAB", str(tmp_path))
+    monkeypatch.setenv("VIRTHA_LAB", str(directory))
     monkeypatch.delenv("KEEP", raising=False)
-    monkeypatch.setattr(demo.lab, "up", lambda *_, **__: SimpleNamespace(directory=tmp_path))
+    monkeypatch.setattr(demo.lab, "up", lambda *_, **__: SimpleNamespace(directory=directory))
     monkeypatch.setattr(
         demo.lab, "down", lambda *_, keep_files=False, **__: found.append(keep_files)
     )

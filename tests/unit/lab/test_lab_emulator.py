@@ -90,7 +90,7 @@ def test_a_guest_has_the_lower_priority(
         text=True,
         check=True,
     )
-    assert int(done.stdout) == os.nice(0) + niceness
+    assert int(done.stdout) == min(19, os.nice(0) + niceness), "19 is the kernel's last"
 
 
 def test_only_a_guest_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
