@@ -173,11 +173,8 @@ class World:
         return await self.client.request(method, path, content=content, headers=sent)
 
     async def ok(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
-        """The decoded answer of a request that must succeed. Where the database was locked nothing was changed, and it is asked again: on
-        a busy machine a transaction may wait for longer than a request does."""
+        """The decoded answer of a request that must succeed."""
         answer = await self.call(method, path, body, **more)
-        while answer.status_code == 503 and answer.json()["code"] == "problem.database.locked":
-            answer = await self.call(method, path, body, **more)
         assert answer.status_code < 300, answer.text
         return answer.json() if answer.content else None
 
