@@ -10,7 +10,7 @@ from virtha.lab.lab import Lab
 from virtha.lab.node import Node
 from virtha.model.errors import VirthaError
 
-LINES = {"agent": 15, "libvirtd": 6, "guardian": 4}
+LINES = {"agent": 15, "libvirtd": 6, "guardian": 4, "watchdog": 4}
 SERVER_LINES = 15
 GUEST_LINES = 12
 EVENTS = 15
