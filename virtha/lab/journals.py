@@ -162,6 +162,7 @@ def replayed_lab(
         try:
             yield journals
         except Exception:
+            # Whatever it was goes on its way; the journal of what failed is the one to look at.
             keep = keep or not replay_and_tell(journals, steps)
             raise
         if not replay_and_tell(journals, steps):
