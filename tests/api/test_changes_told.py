@@ -61,6 +61,8 @@ NO_CHANGE = {
     "POST /v1/users/{ref}/unlock": "ends a brake that nobody set (user.unlocked says whose)",
     "POST /v1/hosts/{ref}/maintenance": "it is on or off: which, the code says; an engine must lead for it",
     "POST /v1/hosts/{ref}/confirm-dead": "a word to the engine, which tells of it with whose it was",
+    "POST /v1/vms/{ref}/free": "a word to the engine, which keeps none down here: vm.freed names whose it was",
+    "DELETE /v1/clusters/{ref}/brake": "a word to the engine, which brakes nothing here: fence.brake.lifted names whose it was",
     "POST /v1/vms/{ref}/release": "takes an adopted VM from the records, and nothing of it is made here: vm.released names it",
     "POST /v1/hosts/{ref}/adopt": "played hosts have no foreign domains; vm.adopted holds the VM and what was changed of it",
 }

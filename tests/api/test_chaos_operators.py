@@ -38,6 +38,7 @@ def test_operators_stop_and_start_and_leave_what_they_are_refused(
     assert not operators.has_stopped()
     assert operators.work(stop) == "done; started: done"
     assert _state(lab) == "running" and operators.has_stopped()
+    assert operators.free_what_is_quarantined(["web1", "web9"]) == []
     assert operators.start_what_they_stopped() == [], "it runs, and nothing of it is open"
     assert not operators.has_stopped()
     # Stopped, and by then nobody could start it: that is for later.

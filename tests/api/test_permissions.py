@@ -37,6 +37,7 @@ OPERATOR_PREFIXES = (
     "POST /v1/silences",
     "PUT /v1/hold",
     "DELETE /v1/hold",
+    "DELETE /v1/clusters/{ref}/brake",
 )
 VIEWERS_OWN = (
     "DELETE /v1/sessions/current",
@@ -65,6 +66,7 @@ IN_CLUSTERS = {
     "PATCH /v1/clusters": "clusters.administer",
     "PUT /v1/clusters": "clusters.administer",
     "DELETE /v1/clusters": "clusters.administer",
+    "DELETE /v1/clusters/{ref}/brake": "hosts.operate",
     "POST /v1/storage-domains": "storage-domains.administer",
     "DELETE /v1/storage-domains": "storage-domains.administer",
     "GET /v1/tokens": "tokens.administer",

@@ -81,6 +81,8 @@ NEVER_DONE = {
     "POST /v1/hosts/{ref}/power": "no server switches power",
     "POST /v1/hosts/{ref}/power/{key}/status": "no server switches power",
     "POST /v1/hosts/{ref}/power/{key}/test": "no server switches power",
+    "POST /v1/vms/{ref}/free": "no engine leads, and keeps none down",
+    "DELETE /v1/clusters/{ref}/brake": "no engine leads, and brakes",
     "POST /v1/vms/{ref}/drop-pending": "no host says that a change waits for a restart",
     "DELETE /v1/sessions/{id}": "its ids are no collection's that is looked through",
 }

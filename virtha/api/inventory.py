@@ -18,7 +18,7 @@ from virtha.control.requests import (
     SearchQuery,
     StorageCreate,
 )
-from virtha.control.views import HostView, Page, StorageView
+from virtha.control.views import BrakeView, HostView, Page, StorageView
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.facts import Image
 from virtha.model.host import Cluster
@@ -59,6 +59,15 @@ async def change_cluster(call: Call[NoQuery, ClusterChange]) -> Answer:
 async def delete_cluster(call: Call[NoQuery, NoBody]) -> Answer:
     await call.control.clusters.delete(call.caller, call.ref, call.if_match)
     return Answer()
+
+
+async def get_brake(call: Call[NoQuery, NoBody]) -> Answer:
+    return Answer(body=await call.control.freeing.brake(call.ref))
+
+
+async def lift_brake(call: Call[NoQuery, NoBody]) -> Answer:
+    lifting = call.control.freeing.lift_brake(call.caller, call.ref)
+    return Answer(body=await call.services.unless_stopping(lifting))
 
 
 async def get_policy(call: Call[NoQuery, NoBody]) -> Answer:
@@ -168,6 +177,24 @@ ROUTES: tuple[Route, ...] = (
         handler=delete_cluster,
         status=204,
         conditional=True,
+    ),
+    Route(
+        method="GET",
+        path="/v1/clusters/{ref}/brake",
+        role=VIEWER,
+        summary="Whether power orders wait, for too many hosts fell silent at once",
+        handler=get_brake,
+        answer=BrakeView,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/clusters/{ref}/brake",
+        role=OPERATOR,
+        own_area="hosts",
+        summary="Let power orders go out again, although so many hosts fell silent",
+        handler=lift_brake,
+        answer=BrakeView,
+        errors=(Unavailable,),
     ),
     Route(
         method="GET",

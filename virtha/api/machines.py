@@ -14,7 +14,7 @@ from virtha.control.requests import (
     WatchdogRequest,
 )
 from virtha.control.views import Page, VmView
-from virtha.model.errors import NotFound
+from virtha.model.errors import NotFound, Unavailable
 from virtha.model.operation import Operation
 from virtha.model.value import Request
 from virtha.model.watchdog import Watchdog
@@ -65,6 +65,11 @@ async def migrate_vm(call: Call[NoQuery, VmMigrate]) -> Answer:
 
 async def cancel_migration(call: Call[NoQuery, NoBody]) -> Answer:
     return accepted(await call.control.moves.cancel(call.caller, call.ref))
+
+
+async def free_vm(call: Call[NoQuery, NoBody]) -> Answer:
+    await call.services.unless_stopping(call.control.freeing.free_vm(call.caller, call.ref))
+    return await get_vm(call)
 
 
 async def shut_down_vm(call: Call[NoQuery, NoBody]) -> Answer:
@@ -239,6 +244,15 @@ ROUTES: tuple[Route, ...] = (
         handler=cancel_migration,
         answer=Operation,
         status=202,
+    ),
+    Route(
+        method="POST",
+        path="/v1/vms/{ref}/free",
+        role=OPERATOR,
+        summary="Let a VM be brought back that is kept down: hosts died with it, or no start succeeded",
+        handler=free_vm,
+        answer=VmView,
+        errors=(Unavailable,),
     ),
     Route(
         method="POST",

@@ -108,3 +108,30 @@ def delete_cluster(ctx: typer.Context, name: str = ClusterArgument, yes: bool = 
     with connected(ctx) as client:
         answer = client.delete(cluster_path(name))
     report(ctx, answer, f"cluster {name} is deleted")
+
+
+@app.command("brake")
+def brake(
+    ctx: typer.Context,
+    name: str = ClusterArgument,
+    lift: bool = typer.Option(False, "--lift", help="Let power orders go out again."),
+    yes: bool = YesOption,
+) -> None:
+    """Show whether too many hosts at once hold all power orders, or lift that."""
+    path = cluster_path(name, "brake")
+    if not lift:
+        with connected(ctx) as client:
+            answer = client.get(path)
+        report(ctx, answer, _brake_text(answer))
+        return
+    question = f"Let hosts of cluster {name} be switched off again?"
+    confirm(question, yes=yes, stdin_is_terminal=sys.stdin.isatty())
+    with connected(ctx) as client:
+        answer = client.delete(path)
+    report(ctx, answer, _brake_text(answer))
+
+
+def _brake_text(found: dict[str, Any]) -> str:
+    if not found["on"]:
+        return f"the brake of cluster {found['cluster']} is not on: power orders go out"
+    return f"{found['hosts']} hosts of cluster {found['cluster']} fell silent at once: no power order goes out"

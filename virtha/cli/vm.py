@@ -310,6 +310,18 @@ def cancel_migration(ctx: typer.Context, names: list[str] = NamesArgument) -> No
         each(names, one)
 
 
+@app.command("free")
+def free(ctx: typer.Context, names: list[str] = NamesArgument) -> None:
+    """Let VMs be brought back that are kept down: two hosts died with them on, or no start succeeded."""
+    with connected(ctx) as client:
+
+        def one(name: str) -> None:
+            answer = client.post(vm_path(name, "free"))
+            report(ctx, answer, f"VM {name} is free: it is started where it fits")
+
+        each(names, one)
+
+
 def _verb(verb: str, done: str, about: str) -> None:
     """Register one of the verbs that are alike: POST, an operation, one line at the end."""
 

@@ -12,6 +12,7 @@ from virtha.control.engine_orders import EngineOrders
 from virtha.control.engine_power import EnginePower
 from virtha.control.events import Events
 from virtha.control.facts import FactRecorder
+from virtha.control.freeing import Freeing
 from virtha.control.hellos import HelloBook
 from virtha.control.hold import Hold
 from virtha.control.host_care import HostCare
@@ -87,6 +88,7 @@ class Control:
     settings: Settings
     hold: Hold
     host_care: HostCare
+    freeing: Freeing
     join: Join
     status: Status
     readiness: Readiness
@@ -164,6 +166,7 @@ def make_control(
         settings=Settings(store),
         hold=Hold(store, dispatcher),
         host_care=HostCare(store, leaders),
+        freeing=Freeing(store, leaders),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links, leaders),
         readiness=Readiness(store, links, leaders, own, neighbour_power),

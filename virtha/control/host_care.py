@@ -3,20 +3,18 @@
 The engine decides in its next turn; each call waits for that, and says what came of it.
 """
 
-import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
+from virtha.control.engine_words import say, until
 from virtha.control.history import record
 from virtha.control.names import check_text, the_host
 from virtha.control.requests import DeathConfirmation, MaintenanceChange
 from virtha.control.views import Caller, DeathTicket, DeathView, MaintenanceView
-from virtha.engine.events import DeathConfirmed, EngineEvent, MaintenanceChanged
+from virtha.engine.events import DeathConfirmed, MaintenanceChanged
 from virtha.engine.records import HostRecord
 from virtha.model.codes import REGISTRY, render
-from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
+from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.ids import BootId, ClusterId, HostId, Revision
 from virtha.model.proof import ProofKind
 from virtha.model.value import Value
@@ -32,9 +30,7 @@ from virtha.store.vms import vms_held_by
 TICKET_VALID_MS = 600_000
 """P6: ten minutes."""
 TICKETS_MAX = 100
-ANSWER_DEADLINE_S = 10.0
-LOOK_EVERY_S = 0.05
-T = TypeVar("T")
+_LOOK_AGAIN = "look at the host again before you repeat it"
 
 
 class _Subject(Value, frozen=True, kw_only=True):
@@ -88,7 +84,7 @@ class HostCare:
         event = MaintenanceChanged(
             host_id=subject.host_id, on=request.on, by=caller.name, drain=request.drain
         )
-        self._offer(subject, event)
+        say(self._leaders, subject.cluster_id, event)
 
         async def written() -> MaintenanceView | None:
             async with self._store.read() as tx:
@@ -96,7 +92,7 @@ class HostCare:
             as_asked = view.on is request.on and (not view.on or view.drain is request.drain)
             return view if as_asked else None
 
-        view = await _until(written)
+        view = await until(written, fix=_LOOK_AGAIN)
         if (view.on, view.drain) != (before.on, before.drain):
             await self._tell(caller, subject, view)
         return view
@@ -176,8 +172,8 @@ class HostCare:
             by=caller.name,
             force_reason=force,
         )
-        self._offer(subject, event)
-        await _until(lambda: self._heard(word, began))
+        say(self._leaders, subject.cluster_id, event)
+        await until(lambda: self._heard(word, began), fix=_LOOK_AGAIN)
         return DeathView(
             host_id=word.host_id, host=word.name, boot=word.boot, incident=word.incident
         )
@@ -202,12 +198,6 @@ class HostCare:
         if not same:
             raise _about_another(word.name)
         return None
-
-    def _offer(self, subject: _Subject, event: EngineEvent) -> None:
-        if not self._leaders.offer(subject.cluster_id, event):
-            raise Unavailable(
-                "nobody leads this cluster at this moment", fix="try again in a moment"
-            )
 
 
 class _Tickets:
@@ -248,22 +238,6 @@ class _Tickets:
 
 def _digest(ticket: str) -> str:
     return hashlib.sha256(ticket.encode()).hexdigest()
-
-
-async def _until(look: Callable[[], Awaitable[T | None]]) -> T:
-    """The engine's records move no revision, so they are looked at. Raises Unavailable."""
-    try:
-        async with asyncio.timeout(ANSWER_DEADLINE_S):
-            while True:
-                found = await look()
-                if found is not None:
-                    return found
-                await asyncio.sleep(LOOK_EVERY_S)
-    except TimeoutError:
-        raise Unavailable(
-            "the engine did not answer in time; what you asked may still be done",
-            fix="look at the host again before you repeat it",
-        ) from None
 
 
 async def _configured(tx: Transaction, ref: str) -> _Subject:

@@ -109,6 +109,15 @@ class MaintenanceView(Value, frozen=True, kw_only=True):
     """Names of the VMs that it may still hold, sorted."""
 
 
+class BrakeView(Value, frozen=True, kw_only=True):
+    """Whether a cluster's power orders wait, for too many of its hosts fell silent at once (J5)."""
+
+    cluster: str
+    on: bool
+    hosts: int = 0
+    """That had fallen silent; 0: it is not on."""
+
+
 class DeathTicket(Value, frozen=True, kw_only=True):
     """What confirming a host's death is about. If it is wrong, the VMs named run twice and their disks are lost."""
 

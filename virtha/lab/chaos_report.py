@@ -29,6 +29,7 @@ _COUNTED = {
     "fences": "fence.began",
     "hosts_proven_dead": "host.proven_dead",
     "recoveries": "vm.recovered",
+    "vms_quarantined": "vm.quarantined",
     "local_restarts": "vm.restarted",
     "hosts_isolated": "host.isolated",
     "vms_killed_for_their_lease": "host.lease.killed_vm",

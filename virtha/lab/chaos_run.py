@@ -266,7 +266,7 @@ class ChaosRun:
             if starting is None or starting.done():
                 for did in self._came_of(starting):
                     self._log.note(operator=did)
-                starting = self._pool.submit(self._operators.start_what_they_stopped)
+                starting = self._pool.submit(self._start_and_free)
             at_work = self._operators.has_stopped() or not all(job.done() for job in jobs)
             missing = self._missing(marks)
             if missing != told:
@@ -281,6 +281,10 @@ class ChaosRun:
         for job in jobs:
             if job.done():
                 job.result()  # an error of our own is not to be lost
+
+    def _start_and_free(self) -> list[str]:
+        freed = self._operators.free_what_is_quarantined(self.scene.vms)
+        return [*freed, *self._operators.start_what_they_stopped()]
 
     @staticmethod
     def _came_of(starting: "Future[list[str]] | None") -> list[str]:
@@ -304,10 +308,12 @@ class ChaosRun:
         return missing
 
     def _lacks(self, vm: str, writes: bool) -> str | None:
-        status = self.story.api.vm(vm)["status"]
+        view = self.story.api.vm(vm)
+        status = view["status"]
         copies = self.lab.copies_of(vm)
         if status["state"] != "running":
-            return f"{status['state']} {[one.get('code') for one in status.get('reasons') or []]}"
+            reasons = [*(status.get("reasons") or []), *(view.get("engine") or [])]
+            return f"{status['state']} {[one.get('code') for one in reasons]}"
         if len(copies) != 1:
             return f"its copies: {copies}"
         return None if writes else "has written nothing since"

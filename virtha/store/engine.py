@@ -83,6 +83,13 @@ async def engine_records(tx: Transaction, cluster_id: ClusterId) -> RecordRows:
     )
 
 
+async def find_cluster_record(tx: Transaction, cluster_id: ClusterId) -> ClusterRecord | None:
+    """None: nobody has led it yet."""
+    table = engine_cluster
+    body = await tx.connection.scalar(select(table.c.body).where(table.c.cluster_id == cluster_id))
+    return None if body is None else _decoded(ClusterRecord, body, f"cluster {cluster_id}")
+
+
 class LedRecord(Value, frozen=True, kw_only=True):
     cluster_id: ClusterId
     record: HostRecord

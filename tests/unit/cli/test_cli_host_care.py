@@ -49,3 +49,29 @@ def test_maintenance_of_a_host(api: Api, run: Run) -> None:
     ]
     ran = run("host", "maintenance", "h1")
     assert ran.code == 0 and "not in maintenance" in ran.out + ran.err
+
+
+@pytest.mark.req("F9", "X1")
+def test_a_vm_that_is_kept_down_is_freed(api: Api, run: Run) -> None:
+    kept = {"code": "problem.vm.state", "title": "web2 is neither", "status": 409, "fix": "look"}
+    api.on("POST", "/v1/vms/web1/free", {"vm": {"name": "web1"}})
+    api.on("POST", "/v1/vms/web2/free", Answer(kept, status=409))
+    ran = run("vm", "free", "web1")
+    assert ran.code == 0 and "web1 is free" in ran.out
+    ran = run("vm", "free", "web1", "web2")
+    assert ran.code != 0 and "web1 is free" in ran.out and "web2 is neither" in ran.err
+    assert len(api.calls("POST", "/v1/vms/web1/free")) == 2
+
+
+@pytest.mark.req("F9")
+def test_the_brake_of_a_cluster_is_shown_and_lifted_when_asked_for(api: Api, run: Run) -> None:
+    path = "/v1/clusters/default/brake"
+    api.on("GET", path, {"cluster": "default", "on": True, "hosts": 3})
+    api.on("DELETE", path, {"cluster": "default", "on": False, "hosts": 0})
+    assert run("cluster", "brake", "default").out.startswith(
+        "3 hosts of cluster default fell silent"
+    )
+    ran = run("cluster", "brake", "default", "--lift")
+    assert ran.code == 2 and "--yes" in ran.err and api.calls("DELETE", path) == []
+    ran = run("cluster", "brake", "default", "--lift", "--yes")
+    assert ran.code == 0 and "is not on" in ran.out and len(api.calls("DELETE", path)) == 1

@@ -521,3 +521,22 @@ async def two_hosts_and_a_vm(world: LedWorld) -> VmId:
     await world.run_vm("web1", "h1")
     await world.settle()
     return vm_id
+
+
+def tell(directory: Path, story: Callable[[LedWorld], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with led_world(directory) as world:
+            await story(world)
+
+    asyncio.run(main())
+
+
+async def while_turning(world: LedWorld, asking: Awaitable[object]) -> object:
+    """The engine makes its turns meanwhile."""
+    task = asyncio.ensure_future(asking)
+    async with asyncio.timeout(60):
+        while not task.done():
+            await world.leader.turn()
+            await world.leader.send_all()
+            await asyncio.wait({task}, timeout=0.01)
+    return task.result()

@@ -1,11 +1,9 @@
 """What operators say about hosts, on the real store with a real engine: maintenance, and the word that one is dead (P6)."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from led_world import ADMIN, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
+from led_world import ADMIN, LedWorld, PlayedHost, tell, two_hosts_and_a_vm, while_turning
 
 from virtha.control.host_care import TICKET_VALID_MS
 from virtha.control.requests import DeathConfirmation, MaintenanceChange, VmStart
@@ -23,26 +21,6 @@ from virtha.model.user import Role
 from virtha.store.engine import find_host_record, hosts_in_maintenance
 
 OTHER = Caller(name="other", role=Role.OPERATOR)
-Story = Callable[[LedWorld], Awaitable[None]]
-
-
-def tell(directory: Path, story: Story) -> None:
-    async def main() -> None:
-        async with led_world(directory) as world:
-            await story(world)
-
-    asyncio.run(main())
-
-
-async def while_turning(world: LedWorld, asking: Awaitable[object]) -> object:
-    """The engine makes its turns meanwhile."""
-    task = asyncio.ensure_future(asking)
-    async with asyncio.timeout(60):
-        while not task.done():
-            await world.leader.turn()
-            await world.leader.send_all()
-            await asyncio.wait({task}, timeout=0.01)
-    return task.result()
 
 
 async def h1_is_silent(world: LedWorld, silent_ms: int) -> VmId:

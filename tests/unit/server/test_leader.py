@@ -1,11 +1,10 @@
 """The engine leads on the real store: what it writes, orders and lets hosts forget; killed at any effect, it goes on."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from led_world import ADMIN, IMAGE, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
+from led_world import ADMIN, IMAGE, LedWorld, PlayedHost, tell, two_hosts_and_a_vm
 
 from virtha.control.requests import ClusterCreate, HoldPut, OperationQuery, SearchQuery, VmStart
 from virtha.engine.events import SaveVm, StartCommand
@@ -24,14 +23,6 @@ from virtha.store.hosts import find_host
 from virtha.store.installations import set_term
 
 Story = Callable[[LedWorld], Awaitable[None]]
-
-
-def tell(directory: Path, story: Story) -> None:
-    async def main() -> None:
-        async with led_world(directory) as world:
-            await story(world)
-
-    asyncio.run(main())
 
 
 async def h1_dies(world: LedWorld) -> VmId:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from led_world import ADMIN, LedWorld, ManualClock, led_world, two_hosts_and_a_vm
+from led_world import ADMIN, LedWorld, ManualClock, tell, two_hosts_and_a_vm
 from msgspec.structs import replace
 
 from virtha.control.requests import VmStart
@@ -59,14 +59,6 @@ from virtha.wire.messages import PeerRole
 
 Story = Callable[[LedWorld], Awaitable[None]]
 WAIT_S = 60.0
-
-
-def tell(directory: Path, story: Story) -> None:
-    async def main() -> None:
-        async with led_world(directory) as world:
-            await story(world)
-
-    asyncio.run(main())
 
 
 def engines_starts(world: LedWorld) -> list[StartVm]:

@@ -1,11 +1,9 @@
 """A VM that an I/O error keeps paused is ended by an order of its engine, and starts elsewhere once it was given back (S6)."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from led_world import ADMIN, LedWorld, PlayedHost, led_world, two_hosts_and_a_vm
+from led_world import ADMIN, LedWorld, PlayedHost, tell, two_hosts_and_a_vm
 
 from virtha.control.requests import VmChange
 from virtha.model.facts import ReleaseCause, Released, Result, VmReport
@@ -18,14 +16,6 @@ pytestmark = pytest.mark.req("S6")
 KILL_AFTER_MS = Policy().io_error.kill_after_ms
 BOTH = ("h1", "h2")
 ONE = Incarnation(1)
-
-
-def tell(directory: Path, story: Callable[[LedWorld], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with led_world(directory) as world:
-            await story(world)
-
-    asyncio.run(main())
 
 
 def ends(host: PlayedHost) -> list[Order]:

@@ -169,7 +169,8 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{hosts} hosts fell silent at once (limit {limit}): power orders wait",
         "hosts",
         "limit",
-        help="Look for a common cause: a switch, a power feed, the storage, this server's own network.",
+        help="Look for a common cause: a switch, a power feed, the storage, this server's own network. It lifts by itself when "
+        "most other hosts see their storage; 'virtha cluster brake CLUSTER --lift' lifts it now.",
     ),
     event(3048, "fence.brake.lifted", INFO, "Power orders go out again: {by}", "by"),
     event(
@@ -320,16 +321,16 @@ FAILOVER_EVENTS: tuple[Code, ...] = (
         "{vm} stays down after {attempts} failed starts",
         "vm",
         "attempts",
-        help="Find out why, then free it.",
+        help="Find out why, then free it: 'virtha vm free VM'.",
     ),
     event(
         3086,
         "vm.quarantined",
         ALERT,
-        "{vm} was on {hosts} hosts that died within the hour: it is held back",
+        "{vm} was on {hosts} hosts that died shortly one after the other: it is held back",
         "vm",
         "hosts",
-        help="If it is not what kills them, free it.",
+        help="If it is not what kills them, free it: 'virtha vm free VM'.",
     ),
     event(
         3089,

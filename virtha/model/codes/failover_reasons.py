@@ -85,7 +85,14 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "reached",
         "others",
     ),
-    reason(6060, "fence.blocked.brake", ERROR, "{hosts} hosts fell silent at once", "hosts"),
+    reason(
+        6060,
+        "fence.blocked.brake",
+        ERROR,
+        "{hosts} hosts fell silent at once",
+        "hosts",
+        help="It lifts when most other hosts see their storage, or by 'virtha cluster brake CLUSTER --lift'.",
+    ),
     reason(
         6061,
         "fence.blocked.cap",
@@ -374,8 +381,8 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6162,
         "recovery.blocked.quarantine",
         ERROR,
-        "two hosts died within the hour with it on them",
-        help="If it is not what kills them, free it.",
+        "two hosts died with it on them within the policy's recovery.quarantine_window",
+        help="If it is not what kills them, free it: 'virtha vm free VM'.",
     ),
     reason(
         6163,
@@ -383,6 +390,7 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         ERROR,
         "{count} starts failed, which is the limit",
         "count",
+        help="Find out why, then free it: 'virtha vm free VM'.",
     ),
     reason(
         6165,
