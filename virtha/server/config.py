@@ -140,7 +140,7 @@ def _no_reference_address(text: str) -> str:
     address = mapped or address
     if address.is_loopback:
         return "that is this machine itself"
-    if address.is_unspecified or address.is_multicast:
+    if address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255":
         return "that is no one machine"
     return ""
 

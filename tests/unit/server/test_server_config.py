@@ -184,7 +184,10 @@ def test_a_reference_address_is_another_machines(text: str) -> None:
         ),
         *(
             (text, "that is no one machine")
-            for text in ("0.0.0.0:443", "[::]:443", "[::ffff:0.0.0.0]:443", "224.0.0.1:443")
+            for text in (
+                *("0.0.0.0:443", "[::]:443", "[::ffff:0.0.0.0]:443", "224.0.0.1:443"),
+                *("[ff02::1]:443", "255.255.255.255:443"),
+            )
         ),
     ],
 )
