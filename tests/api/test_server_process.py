@@ -81,6 +81,24 @@ def test_sign_in_over_tls_root_over_the_socket_and_a_prompt_stop(initialised: Pa
         assert not (initialised / "run/virtha/server.json").exists()
 
 
+@pytest.mark.req("J4", "X5")
+def test_a_reference_address_that_nobody_answers_at_is_told(initialised: Path) -> None:
+    """The name is of those that no name service knows."""
+    with serving(initialised, VIRTHA_REFERENCE_ADDRESSES="nothing.invalid:443") as server:
+        with server.rest() as client:
+            client.headers["Authorization"] = f"Bearer {sign_in(client).json()['token']}"
+
+            def told() -> list[dict[str, str]]:
+                findings = client.get("/v1/readiness").json()["findings"]
+                return [one for one in findings if one["code"] == "ready.reference"]
+
+            wait_until(lambda: bool(told()))
+            (found,) = told()
+        assert (found["about"], found["severity"]) == ("installation", "warning")
+        assert "nothing.invalid:443: its name" in found["text"] and "server.toml" in found["fix"]
+        assert server.stop()[0] == 0
+
+
 def test_only_proxies_that_are_named_say_where_a_sign_in_came_from(initialised: Path) -> None:
     for proxies, address in (("", "127.0.0.1"), ("127.0.0.1", "203.0.113.7")):
         with serving(initialised, VIRTHA_PROXIES=proxies) as server, server.rest() as client:

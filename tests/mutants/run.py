@@ -81,6 +81,8 @@ ROUTED = (
 STORIES = {
     "virtha/agent/disk_looks": ("tests/unit/agent/test_disk_looks.py",),
     "virtha/wire/probes": ("tests/unit/link/test_neighbour_probes.py",),
+    "virtha/drivers/reference_address": ("tests/unit/server/test_reference_watch.py",),
+    "virtha/server/reference_watch": ("tests/unit/server/test_reference_watch.py",),
     "virtha/server/witness_desk": ("tests/unit/server/test_led_witnesses.py",),
     "virtha/agent/": (
         "tests/unit/agent/test_never_two_writers.py",

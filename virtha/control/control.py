@@ -60,6 +60,7 @@ from virtha.ports.identity_provider import IdentityProvider, NoIdentityProvider
 from virtha.ports.leaders import Leaders, NobodyLeads
 from virtha.ports.power import NeighbourPower, PowerDevices
 from virtha.ports.receivers import Messengers
+from virtha.ports.references import References
 from virtha.store import Store
 
 
@@ -125,6 +126,7 @@ def make_control(
     neighbour_power: NeighbourPower | None = None,
     identity_provider: IdentityProvider | None = None,
     own: OwnMachine = OwnMachine(),
+    references: References | None = None,
 ) -> Control:
     """``servers``: addresses (`name:port`) that a joining host is told to connect to. ``box`` None: receivers
     can have no secrets; ``messengers`` None: nothing is sent.
@@ -132,7 +134,7 @@ def make_control(
     ``power_devices`` None: power can be set up, and neither read nor switched.
     ``neighbour_power`` None: nor by agents.
     ``identity_provider`` None: nobody signs in but with a password of this installation.
-    ``own``: the machine that this server runs on."""
+    ``own``: the machine that this server runs on. ``references`` None: it has no reference addresses."""
     leaders = leaders or NobodyLeads()
     dispatcher = Dispatcher(store, links, leaders)
     runner = Runner(Launcher(links), links)
@@ -169,7 +171,7 @@ def make_control(
         freeing=Freeing(store, leaders),
         join=Join(store, authority, dispatcher, servers),
         status=Status(store, links, leaders),
-        readiness=Readiness(store, links, leaders, own, neighbour_power),
+        readiness=Readiness(store, links, leaders, own, neighbour_power, references),
         facts=FactRecorder(store, runner, dispatcher, hellos, leaders),
         receivers=receivers,
         subscriptions=Subscriptions(store),

@@ -29,6 +29,7 @@ from virtha.control.ready_checks import (
     finding,
     of_cluster,
     of_host,
+    of_references,
     storage_lacks,
     verdict_of,
     worst_first,
@@ -49,6 +50,7 @@ from virtha.model.vm import Reason
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders, Prospects
 from virtha.ports.power import NeighbourPower
+from virtha.ports.references import NoReferences, References
 from virtha.store.changed import adopted_on
 from virtha.store.clusters import all_clusters, find_cluster, storage_of_cluster
 from virtha.store.engine import find_host_records
@@ -114,8 +116,11 @@ class Readiness:
         leaders: Leaders,
         own: OwnMachine = OwnMachine(),
         neighbours: NeighbourPower | None = None,
+        references: References | None = None,
     ) -> None:
-        """``own``: the machine that this server runs on. ``neighbours``: who makes attempts at others' power devices."""
+        """``own``: the machine that this server runs on. ``neighbours``: who makes attempts at others' power devices. ``references``: what
+        this server reaches of its reference addresses."""
+        self._references = references or NoReferences()
         self._neighbours = neighbours
         self._store = store
         self._views = VmViews(store, links, leaders)
@@ -126,7 +131,8 @@ class Readiness:
         told = await self._subscriptions()
         async with self._store.read() as tx:
             facts = [await self._facts(tx, cluster, told) for cluster in await all_clusters(tx)]
-        found: list[Finding] = _of_hold(facts[0]) if facts else []
+        found = of_references(self._references.seen())
+        found += _of_hold(facts[0]) if facts else []
         for one in facts:
             found += await self._whole(one)
         return _view("installation", found, facts)
@@ -135,7 +141,8 @@ class Readiness:
         told = await self._subscriptions()
         async with self._store.read() as tx:
             facts = await self._facts(tx, await the_cluster(tx, ref), told)
-        found = _of_hold(facts) + await self._whole(facts)
+        found = of_references(self._references.seen()) + _of_hold(facts)
+        found += await self._whole(facts)
         return _view(f"cluster/{facts.cluster.name}", found, [facts])
 
     async def of_host(self, ref: str) -> ReadinessView:

@@ -24,6 +24,7 @@ from virtha.model.time import UtcMillis, format_duration_ms, format_utc
 from virtha.model.value import Scalar, Value
 from virtha.model.vm import Reason
 from virtha.ports.authority import RENEW_BEFORE_MS
+from virtha.ports.references import ReferencesSeen
 from virtha.store.clusters import is_other_storage
 from virtha.store.hosts import HostRow
 
@@ -209,6 +210,13 @@ def of_cluster(
         found.append(_reason("ready.nobody_told", cluster=cluster.name, codes=codes))
     told = [finding(f"cluster/{cluster.name}", one) for one in found]
     return told + _of_storage(surroundings, protected_on, up)
+
+
+def of_references(seen: ReferencesSeen) -> list[Finding]:
+    """Of this server (J4). That it has none is nothing that would fail: a majority of the hosts does as well."""
+    if seen.reached is not False:
+        return []
+    return [finding("installation", _reason("ready.reference", why=seen.why))]
 
 
 def storage_lacks(

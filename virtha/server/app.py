@@ -47,6 +47,7 @@ from virtha.server.listeners import (
 )
 from virtha.server.notifier import Notifier
 from virtha.server.power_tester import PowerTester
+from virtha.server.reference_watch import ReferenceWatch
 from virtha.server.secret_key import open_box, store_has_sealed
 from virtha.server.watch import PresenceWatch
 from virtha.store import Store, open_store
@@ -86,6 +87,7 @@ class Running:
     engines: Engines
     power_tester: PowerTester
     notifier: Notifier
+    references: ReferenceWatch
     ready: Ready
 
 
@@ -144,6 +146,7 @@ async def running(
             journals=paths.journals,
             installation_id=authority.installation_id,
         )
+        references = ReferenceWatch(config.reference_addresses, engines, clock)
         control = make_control(
             store=store,
             links=gateway,
@@ -158,6 +161,7 @@ async def running(
             neighbour_power=gateway.power,
             identity_provider=OidcProvider(clock),
             own=this_machine(),
+            references=references,
         )
         await _check_same_installation(control, authority)
         await _tell_a_clock_behind(control, clock)
@@ -199,6 +203,7 @@ async def running(
             engines=engines,
             power_tester=PowerTester(control.power_schedule, engines, clock),
             notifier=Notifier(control.deliveries, messengers, clock, metrics),
+            references=references,
             ready=Ready(
                 url=f"https://{address_of(rest)}",
                 gateway=f"{gateway_host}:{gateway_port}",
@@ -331,6 +336,7 @@ async def _until_stopped(
         "engines": server.engines.run(stopping),
         "power-tests": server.power_tester.run(stopping),
         "notifier": server.notifier.run(stopping),
+        "references": server.references.run(stopping),
         "prune": _at_intervals(
             server.control.events.prune, PRUNE_INTERVAL_S, "old events forgotten", stopping
         ),

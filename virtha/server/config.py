@@ -1,10 +1,11 @@
 """``/etc/virtha/server.toml``, its overrides from the environment, and where things are below the root."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +32,9 @@ class ServerConfig(Request, frozen=True, kw_only=True):
     proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies, whose ``X-Forwarded-For`` is believed: where a request came from counts for the brake on
     guessing, and is in the audit log."""
+    reference_addresses: tuple[str, ...] = ()
+    """``HOST:PORT`` of what stands beyond this server's network: while one of them answers it is not the server that is cut off (J4).
+    Of this server and not of a cluster's policy: what can be reached depends on where one stands."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class ServerConfig(Request, frozen=True, kw_only=True):
             _check_origin(origin)
         for proxy in self.proxies:
             _check_proxy(proxy)
+        for address in self.reference_addresses:
+            _check_reference_address(address)
         if self.log_level not in LOG_LEVELS:
             raise InvalidInput(
                 f"'{self.log_level}' is no log level", field="log_level", allowed=LOG_LEVELS
@@ -56,6 +62,7 @@ _LISTS = {
     "names": 'write names = ["server1", "192.0.2.1"]',
     "origins": 'write origins = ["https://ha.example.org"]',
     "proxies": 'write proxies = ["192.0.2.10"]',
+    "reference_addresses": 'write reference_addresses = ["192.0.2.1:443", "[2001:db8::1]:22"]',
 }
 """Settings that are lists, and how they are written."""
 
@@ -94,6 +101,50 @@ def _check_proxy(text: str) -> None:
         )
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+"""As the last part of a name it makes an address of it, in a spelling of old: 127.1, 0x7f.1."""
+
+
+def _check_reference_address(text: str) -> None:
+    """Raises InvalidInput: this machine would answer itself, cut off or not; and what can't be asked would never answer."""
+    why = _no_reference_address(text)
+    if why:
+        raise InvalidInput(
+            f"'{text[:200]}' is no reference address: {why}",
+            field="reference_addresses",
+            allowed=(
+                "HOST:PORT of another machine, with a port from 1 to 65535; an IPv6 address in brackets",
+            ),
+            fix=_LISTS["reference_addresses"],
+        )
+
+
+def _no_reference_address(text: str) -> str:
+    """Why not; empty: it is one. A name of this machine shows only when it is looked up."""
+    try:
+        host, port = split_address(text, field="reference_addresses")
+    except InvalidInput:
+        return "it is not HOST:PORT"
+    if port == 0:
+        return "port 0 is none"
+    try:
+        address = ip_address(host)
+    except ValueError:
+        labels = host.rstrip(".").split(".")
+        if len(host) > 253 or not _NAME.fullmatch(host) or _NUMBER.fullmatch(labels[-1]):
+            return "it names no host"
+        own = labels[-1].lower() in ("localhost", "localdomain")
+        return "that is this machine itself" if own else ""
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    if address.is_loopback:
+        return "that is this machine itself"
+    if address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255":
+        return "that is no one machine"
+    return ""
+
+
 class ServerPaths:
     """Every path of the server below one root (``--root``, ``VIRTHA_ROOT``)."""
 
@@ -129,7 +180,7 @@ def split_address(text: str, *, field: str) -> tuple[str, int]:
         not colon
         or not host
         or (":" in host and not bracketed)
-        or not (port.isascii() and port.isdigit())
+        or not (port.isascii() and port.isdigit() and len(port) <= len("65535"))
         or int(port) > 65_535
     ):
         raise InvalidInput(
@@ -234,6 +285,11 @@ def config_text(config: ServerConfig) -> str:
     if config.proxies:
         proxies = ", ".join(msgspec.json.encode(one).decode() for one in config.proxies)
         lines.append(f"proxies = [{proxies}]")
+    if config.reference_addresses:
+        addresses = ", ".join(
+            msgspec.json.encode(one).decode() for one in config.reference_addresses
+        )
+        lines.append(f"reference_addresses = [{addresses}]")
     if config.database:
         lines.append(f"database = {msgspec.json.encode(config.database).decode()}")
     return "\n".join(lines) + "\n"

@@ -30,6 +30,7 @@ def test_what_init_writes_is_read_back_the_same(paths: ServerPaths) -> None:
         names=("virtha.example.org", "192.0.2.1", 'quo"te'),
         origins=("https://ha.example.org", "http://[::1]:8080"),
         proxies=("192.0.2.10", "2001:db8::/64"),
+        reference_addresses=("192.0.2.1:443", "[2001:db8::1]:22", "gw.example.org:65535"),
         log_level="debug",
         database="sqlite:////srv/v.db",
     )
@@ -56,6 +57,11 @@ def test_the_environment_overrides_the_file(paths: ServerPaths) -> None:
     assert read_config(paths, {"VIRTHA_PROXIES": "::1, 10.0.0.0/8"}).proxies == (
         "::1",
         "10.0.0.0/8",
+    )
+    addresses = {"VIRTHA_REFERENCE_ADDRESSES": "192.0.2.1:443, [2001:db8::1]:22"}
+    assert read_config(paths, addresses).reference_addresses == (
+        "192.0.2.1:443",
+        "[2001:db8::1]:22",
     )
     assert (config.listen, config.names) == ("127.0.0.1:2", ("b", "c"))
     assert overrides({"VIRTHA_ROOT": "/x", "LISTEN": "no"}) == {}
@@ -86,6 +92,11 @@ def test_no_file_says_how_to_make_one(paths: ServerPaths) -> None:
                 *("https://a/ui", "https://A", "https://u@a", "https://a:x", "https://[a", "//a"),
             )
         ),
+        (
+            'reference_addresses = "192.0.2.1:443"',
+            "reference_addresses",
+            'write reference_addresses = ["192.0.2.1:443", "[2001:db8::1]:22"]',
+        ),
         ('proxies = "10.0.0.1"', "proxies", 'write proxies = ["192.0.2.10"]'),
         *(
             (f'proxies = ["{one}"]', "proxies", 'write proxies = ["192.0.2.10"]')
@@ -108,6 +119,89 @@ def test_a_wrong_file_names_the_key(paths: ServerPaths, text: str, field: str, f
     with pytest.raises(InvalidInput) as caught:
         read_config(paths, {})
     assert (caught.value.field, caught.value.fix) == (field, fix)
+
+
+@pytest.mark.req("J4")
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("192.0.2.1:443", "[2001:db8::1]:22", "[fe80::1%eth0]:22", "192.0.2.1:1"),
+        *("gw:443", "gw.example.org:65535", "gw.example.org.:443", "3com:80", "127.example.org:80"),
+    ],
+)
+def test_a_reference_address_is_another_machines(text: str) -> None:
+    assert ServerConfig(reference_addresses=(text,)).reference_addresses == (text,)
+
+
+@pytest.mark.req("J4")
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *(
+            (text, "it is not HOST:PORT")
+            for text in (
+                *(
+                    "",
+                    "192.0.2.1",
+                    "gw.example.org",
+                    "gw:",
+                    ":443",
+                    "gw:https",
+                    "gw:-1",
+                    "gw:65536",
+                ),
+                *("2001:db8::1:22", "[2001:db8::1]", "gw:443:", "gw:٣", "https://gw:443"),
+                "gw:" + "4" * 5_000,
+            )
+        ),
+        ("192.0.2.1:0", "port 0 is none"),
+        *(
+            (text, "it names no host")
+            for text in (
+                *("user@gw:443", "gw/24:443", "g w:443", "*:443", "gw..org:443"),
+                *(
+                    "192.0.2:443",
+                    "192.0.2.256:443",
+                    "127.1:443",
+                    "0x7f000001:443",
+                    "2130706433:443",
+                ),
+                *("[gw]]:443", "-" * 64 + ":443", "a." * 127 + "org:443"),
+            )
+        ),
+        *(
+            (text, "that is this machine itself")
+            for text in (
+                *("127.0.0.1:443", "127.8.9.10:443", "[::1]:443", "[::ffff:127.0.0.1]:443"),
+                *(
+                    "localhost:443",
+                    "LocalHost.:443",
+                    "gw.localhost:443",
+                    "localhost.localdomain:22",
+                ),
+            )
+        ),
+        *(
+            (text, "that is no one machine")
+            for text in (
+                *("0.0.0.0:443", "[::]:443", "[::ffff:0.0.0.0]:443", "224.0.0.1:443"),
+                *("[ff02::1]:443", "255.255.255.255:443"),
+            )
+        ),
+    ],
+)
+def test_what_is_no_reference_address_is_refused_beside_one_that_is(
+    paths: ServerPaths, text: str, why: str
+) -> None:
+    paths.config.write_text(f'reference_addresses = ["192.0.2.1:443", "{text}"]\n')
+    with pytest.raises(InvalidInput) as caught:
+        read_config(paths, {})
+    assert (caught.value.field, caught.value.fix) == (
+        "reference_addresses",
+        'write reference_addresses = ["192.0.2.1:443", "[2001:db8::1]:22"]',
+    )
+    assert caught.value.message == f"'{text[:200]}' is no reference address: {why}"
 
 
 def test_a_file_that_is_no_text(paths: ServerPaths) -> None:

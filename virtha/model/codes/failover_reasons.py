@@ -84,6 +84,8 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "this server reaches only {reached} of {others} other hosts: it may be cut off itself",
         "reached",
         "others",
+        help="Look at its network; with most of them back within reach it goes on. Where that many can really fail together, name reference_addresses in "
+        "server.toml (docs/guide/fencing.md): while one of them answers, it is not this server that is cut off. Or confirm the host as dead.",
     ),
     reason(
         6060,

@@ -1,4 +1,4 @@
-"""What would fail today, before it is needed (X5): reasons 5649 to 5679. Others stand where what they name happens."""
+"""What would fail today, before it is needed (X5): reasons 5648 to 5679. Others stand where what they name happens."""
 
 from virtha.model.codes.entry import Code, Severity, reason
 
@@ -224,6 +224,15 @@ READINESS_REASONS: tuple[Code, ...] = (
         "storage",
         "why",
         help="Enlarge it, or move or delete disks, images and dumps there. A VM whose disk finds no room is paused, and none is started there once it is full.",
+    ),
+    reason(
+        5648,
+        "ready.reference",
+        WARNING,
+        "this server reaches none of its reference addresses; while it does not reach most other hosts either, it fences nobody ({why})",
+        "why",
+        help="Ask them from this machine: nc -vz HOST PORT; connected or refused, each is an answer. Name what always answers in server.toml "
+        "(reference_addresses), the network's gateway, say, and restart the server: docs/guide/fencing.md.",
     ),
     reason(
         5666,
