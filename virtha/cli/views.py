@@ -71,6 +71,7 @@ def _vm_details(item: Object) -> list[tuple[str, Any]]:
         ("protection", _protection(item)),
         ("highly available", vm["ha"]),
         ("priority", vm.get("priority")),
+        ("grade at most", vm.get("grade")),
         ("on I/O error", vm["on_io_error"]),
         ("watchdog", _watchdog(item) or "host's default"),
         ("watchdog fired", _fired(status)),

@@ -33,6 +33,7 @@ from virtha.cli.vm_console import console_log, screenshot
 from virtha.cli.vm_devices import disk_app, nic_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
+from virtha.model.policy import PermissionGrade
 from virtha.model.vm import PRIORITY_MAX, OnIoError, VmState
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse_watchdog
 
@@ -48,6 +49,9 @@ NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
 MODELS = ", ".join(WatchdogModel)
 ACTIONS = ", ".join(WatchdogAction)
+GradeHelp = (
+    "How far automatic action may go with it at most; at first: fence, as far as in its cluster."
+)
 OnIoErrorHelp = "What becomes of it when a disk's I/O error has paused it; at first: auto_resume."
 PriorityHelp = "Of VMs that come back after a failure, the higher is started first; at first: 0."
 WatchdogHelp = f"MODEL:ACTION. Models: {MODELS}. Actions: {ACTIONS}."
@@ -109,6 +113,7 @@ def create_vm(
     watchdog: str | None = typer.Option(None, metavar="MODEL:ACTION", help=WatchdogHelp),
     ha: bool = typer.Option(False, "--ha/--no-ha", help="Restart it after a failure."),
     priority: int | None = typer.Option(None, min=0, max=PRIORITY_MAX, help=PriorityHelp),
+    grade: PermissionGrade | None = typer.Option(None, help=GradeHelp),
     on_io_error: OnIoError | None = typer.Option(None, help=OnIoErrorHelp),
     disk: list[str] = typer.Option(
         [], metavar="KEY=VALUE,…", help="A further disk: name=, size=, path=, image=, format=."
@@ -139,6 +144,7 @@ def create_vm(
         "watchdog": _watchdog_body(watchdog) if watchdog is not None else None,
         "ha": ha,
         "priority": priority,
+        "grade": str(grade) if grade else None,
         "on_io_error": str(on_io_error) if on_io_error else None,
         "disks": [parse_disk(text) for text in disk],
         "nics": [parse_nic(text) for text in nic],
@@ -172,6 +178,7 @@ def edit_vm(
     ),
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
     priority: int | None = typer.Option(None, min=0, max=PRIORITY_MAX, help=PriorityHelp),
+    grade: PermissionGrade | None = typer.Option(None, help=GradeHelp),
     on_io_error: OnIoError | None = typer.Option(None, help=OnIoErrorHelp),
     nic: list[str] | None = typer.Option(None, metavar="bridge=BR,…", help="Replaces all cards."),
     revision: int | None = typer.Option(None, min=0, help="Only if it is still at this revision."),
@@ -189,6 +196,7 @@ def edit_vm(
         "machine": str(machine) if machine else None,
         "ha": ha,
         "priority": priority,
+        "grade": str(grade) if grade else None,
         "on_io_error": str(on_io_error) if on_io_error else None,
         "nics": [parse_nic(text) for text in nic] if nic else None,
     }

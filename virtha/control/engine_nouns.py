@@ -60,6 +60,7 @@ def engine_vm(vm: Vm, status: VmStatus) -> EngineVm:
         wanted_up=status.wanted_up,
         priority=vm.start_priority,
         kill_on_io_error=vm.on_io_error is OnIoError.KILL,
+        grade=vm.grade_max,
         features=frozenset(features),
     )
 

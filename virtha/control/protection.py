@@ -2,6 +2,7 @@
 
 from virtha.model.codes import render
 from virtha.model.host import Cluster, HostState
+from virtha.model.policy import PermissionGrade
 from virtha.model.vm import Reason, VmState
 from virtha.store.hosts import HostRow
 from virtha.store.vms import VmRow
@@ -30,6 +31,8 @@ def protection_of(
             found.append(Reason(code="protection.not_running"))
     if hold is not None:
         found.append(Reason(code="protection.hold", fields={"reason": hold}))
+    if cluster.policy.recovery.grade.but_at_most(row.vm.grade_max) is PermissionGrade.OBSERVE:
+        found.append(Reason(code="protection.ignored"))
     if not cluster.policy.restart.enabled or cluster.policy.restart.restarts_max == 0:
         found.append(Reason(code="protection.policy"))
     if any(reason.code == "restart.blocked.limit" for reason in row.status.reasons):

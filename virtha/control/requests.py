@@ -8,6 +8,7 @@ from virtha.model.codes import Severity
 from virtha.model.console import ConsoleKind
 from virtha.model.machine import MachineType
 from virtha.model.notification import DeliveryState, ReceiverSettings
+from virtha.model.policy import PermissionGrade
 from virtha.model.routing import GroupBy, QuietHours, Same
 from virtha.model.user import Role
 from virtha.model.value import Request
@@ -143,6 +144,8 @@ class VmCreate(Request, frozen=True, kw_only=True):
     ha: bool = False
     priority: int = 0
     """0 to 100: of VMs that come back after a failure, the higher is started first."""
+    grade: PermissionGrade = PermissionGrade.FENCE
+    """How far automatic action may go with it at most; never further than in its cluster."""
     on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[DiskCreate, ...] = ()
     nics: tuple[NicCreate, ...] = ()
@@ -151,8 +154,8 @@ class VmCreate(Request, frozen=True, kw_only=True):
 
 
 class VmChange(Request, frozen=True, kw_only=True):
-    """Applies to a running VM at its next start, but for ``name``, ``description``, ``ha``, ``priority`` and
-    ``on_io_error``."""
+    """Applies to a running VM at its next start, but for ``name``, ``description``, ``ha``, ``priority``, ``grade``
+    and ``on_io_error``."""
 
     name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -162,6 +165,7 @@ class VmChange(Request, frozen=True, kw_only=True):
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
     priority: int | UnsetType = UNSET
+    grade: PermissionGrade | UnsetType = UNSET
     on_io_error: OnIoError | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
 
@@ -186,6 +190,7 @@ class VmFromTemplate(Request, frozen=True, kw_only=True):
     watchdog: WatchdogRequest | UnsetType | None = UNSET
     ha: bool | UnsetType = UNSET
     priority: int | UnsetType = UNSET
+    grade: PermissionGrade | UnsetType = UNSET
     on_io_error: OnIoError | UnsetType = UNSET
     nics: tuple[NicCreate, ...] | UnsetType = UNSET
     description: str | UnsetType = UNSET

@@ -14,6 +14,7 @@ from virtha.model.facts import Image
 from virtha.model.host import HostCapabilities, StorageDomain
 from virtha.model.ids import ClusterId, DiskId, NicId, StorageDomainId, VmId
 from virtha.model.machine import MachineType
+from virtha.model.policy import PermissionGrade
 from virtha.model.size import format_size
 from virtha.model.template import DIRECTORY as TEMPLATES
 from virtha.model.value import Value
@@ -77,6 +78,11 @@ def check_sizes(memory_bytes: int, vcpus: int, capabilities: Iterable[HostCapabi
             allowed=(f"up to {format_size(largest)}",),
             fix="ask for less, or let a larger host join",
         )
+
+
+def limit_of(grade: PermissionGrade) -> PermissionGrade | UnsetType:
+    """As a VM's record has it: the highest is no limit."""
+    return UNSET if grade is PermissionGrade.FENCE else grade
 
 
 def checked_priority(priority: int) -> int | UnsetType:

@@ -16,6 +16,7 @@ from virtha.control.vm_checks import (
     check_sizes,
     check_watchdog,
     checked_priority,
+    limit_of,
     plan_nics,
 )
 from virtha.model.errors import InvalidInput
@@ -92,6 +93,7 @@ async def _new_vm(
         machine=template.machine,
         watchdog=_watchdog(template, request, surroundings),
         ha=template.ha if request.ha is UNSET else request.ha,
+        grade=UNSET if request.grade is UNSET else limit_of(request.grade),
         priority=checked_priority(
             template.priority if request.priority is UNSET else request.priority
         ),

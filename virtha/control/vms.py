@@ -38,6 +38,7 @@ from virtha.control.vm_checks import (
     check_sizes,
     check_watchdog,
     checked_priority,
+    limit_of,
     plan_disks,
     plan_nics,
 )
@@ -191,6 +192,7 @@ class Vms:
                 else None,
                 ha=request.ha,
                 priority=checked_priority(request.priority),
+                grade=limit_of(request.grade),
                 on_io_error=request.on_io_error,
                 disks=tuple(planned.disk for planned in disks),
                 nics=await plan_nics(tx, request.nics, make_id=_new_id),
@@ -232,7 +234,7 @@ class Vms:
     async def change(
         self, caller: Caller, ref: str, request: VmChange, if_match: Revision | None = None
     ) -> VmView:
-        """Applies to a running VM at its next start, but for name, description, ha, priority and on_io_error."""
+        """Applies to a running VM at its next start, but for name, description, ha, priority, grade and on_io_error."""
         return await self._change(caller, ref, request, if_match)
 
     async def _change(
@@ -306,6 +308,8 @@ class Vms:
         if request.priority is not UNSET:
             priority = checked_priority(request.priority)
             changed = msgspec.structs.replace(changed, priority=priority)
+        if request.grade is not UNSET:
+            changed = msgspec.structs.replace(changed, grade=limit_of(request.grade))
         able = capabilities_of(await read_surroundings(tx, vm.cluster_id))
         if (changed.memory_bytes, changed.vcpus) != (vm.memory_bytes, vm.vcpus):
             check_sizes(changed.memory_bytes, changed.vcpus, able)

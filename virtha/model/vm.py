@@ -16,6 +16,7 @@ from virtha.model.ids import (
     VmId,
 )
 from virtha.model.machine import MachineType
+from virtha.model.policy.permission import PermissionGrade
 from virtha.model.time import UtcMillis
 from virtha.model.value import Fields, Value
 from virtha.model.watchdog import Watchdog
@@ -94,6 +95,8 @@ class Vm(Value, frozen=True, kw_only=True):
     """Restarted after a failure; without it failures are recorded only."""
     priority: int | UnsetType = UNSET
     """See ``start_priority``; left out where it is 0, for hosts have no use for it."""
+    grade: PermissionGrade | UnsetType = UNSET
+    """See ``grade_max``; left out where only its cluster's counts."""
     on_io_error: OnIoError = OnIoError.AUTO_RESUME
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
@@ -105,6 +108,11 @@ class Vm(Value, frozen=True, kw_only=True):
     def start_priority(self) -> int:
         """0 to 100: of VMs that come back after a failure, the higher is started first."""
         return 0 if self.priority is UNSET else self.priority
+
+    @property
+    def grade_max(self) -> PermissionGrade | None:
+        """How far automatic action may go with it at most, whatever its cluster's policy allows; None: as far as that."""
+        return None if self.grade is UNSET else self.grade
 
 
 class Hardware(Value, frozen=True, kw_only=True):

@@ -33,11 +33,12 @@ VERBS: dict[str, Verb] = {
             "together",
             "storage",
             "on-io-error",
+            "grade",
         ),
         help="vm NAME on=HOST [ha] [watchdog=MODEL:ACTION] [no-agent] [ignores-shutdown] [boot=2s] "
         "[writes=500ms] [memory=1GiB] [priority=0] [depends=VM[:CONDITION]] [apart=GROUP] "
         "[prefer-apart=GROUP] [together=GROUP] [storage=DOMAIN] [on-io-error=auto_resume|leave_paused|kill] "
-        "[foreign: not ours until it is adopted]",
+        "[grade=observe|restart|move|fence] [foreign: not ours until it is adopted]",
     ),
     "policy": Verb(
         words=(0, 0),
@@ -90,8 +91,8 @@ VERBS: dict[str, Verb] = {
     "forget": Verb(words=(1, 1), help="forget VM: no longer ours"),
     "set": Verb(
         words=(1, 1),
-        options=("ha", "on-io-error"),
-        help="set VM [ha=yes|no] [on-io-error=auto_resume|leave_paused|kill]",
+        options=("ha", "on-io-error", "grade"),
+        help="set VM [ha=yes|no] [on-io-error=auto_resume|leave_paused|kill] [grade=observe|restart|move|fence]",
     ),
     "hold": Verb(words=(0, 1), help="hold [REASON]: no automatic action"),
     "unhold": Verb(words=(0, 0), help="unhold: automatic action runs again"),

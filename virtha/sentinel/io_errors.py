@@ -30,6 +30,7 @@ from virtha.sentinel.io_error_events import (
 from virtha.sentinel.io_pauses import forget_probe, paused_on_io
 from virtha.sentinel.moves import leaves
 from virtha.sentinel.objections import late_objection
+from virtha.sentinel.restart import forbidden_by_grade
 from virtha.sentinel.state import Guarded, HostState, reason
 
 PROBE_DEADLINE_MS = 120_000
@@ -204,6 +205,9 @@ def _objection(host: HostState, record: VmRecord) -> Reason | None:
         return reason("restart.blocked.stopped_on_purpose", cause="not wanted up")
     if record.migrating or leaves(record):
         return reason("restart.blocked.migrating")
+    forbidden = forbidden_by_grade(host, record)
+    if forbidden is not None:
+        return forbidden
     if host.shutting_down:
         return reason("restart.blocked.host_shutting_down")
     if not host.connected:

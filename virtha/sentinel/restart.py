@@ -12,7 +12,7 @@ server decides. What only delays it (hold, libvirt lost, a delay) keeps the hold
 from typing import assert_never
 
 from virtha.model.facts import Result
-from virtha.model.policy import RestartPolicy
+from virtha.model.policy import PermissionGrade, RestartPolicy
 from virtha.model.time import Millis, format_duration_ms
 from virtha.model.vm import Reason, VmState
 from virtha.sentinel.events import Cause, GatherEvidence, HintKind, Restart, RestartEnded, VmRecord
@@ -64,6 +64,9 @@ def barred(host: HostState, record: VmRecord) -> Reason | None:
         return reason("restart.blocked.stopped_on_purpose", cause=cause.value)
     if not record.vm.ha:
         return reason("restart.blocked.not_ha")
+    forbidden = forbidden_by_grade(host, record)
+    if forbidden is not None:
+        return forbidden
     if not allowed:
         return reason("restart.blocked.policy", cause=cause.value)
     if host.shutting_down:
@@ -71,6 +74,14 @@ def barred(host: HostState, record: VmRecord) -> Reason | None:
     if record.exhausted:
         return _limit(host, record)
     return None
+
+
+def forbidden_by_grade(host: HostState, record: VmRecord) -> Reason | None:
+    """Below ``restart`` a host watches and tells, and touches no VM of its own accord."""
+    grade = host.policy.recovery.grade.but_at_most(record.vm.grade_max)
+    if grade.permits(PermissionGrade.RESTART):
+        return None
+    return reason("restart.blocked.grade", grade=grade.value)
 
 
 def delayed(host: HostState, record: VmRecord) -> Reason | None:

@@ -539,4 +539,5 @@ def _engine_vm(known: ServerVm, domain: StorageDomainId) -> EngineVm:
         features=frozenset({Feature(FeatureKind.STORAGE, domain)}),
         groups=known.placing.groups,
         depends_on=known.placing.depends_on,
+        grade=known.vm.grade_max,
     )

@@ -1,6 +1,7 @@
 """Plays a scenario on the simulated world; its outcome is what the server recorded, and the end."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -19,11 +20,11 @@ from virtha.model.orders import (
     StopMode,
     StopVm,
 )
-from virtha.model.policy import Policy, RestartPolicy
+from virtha.model.policy import PermissionGrade, Policy, RestartPolicy
 from virtha.model.size import parse_size_bytes
 from virtha.model.time import parse_duration_ms
 from virtha.model.value import Fields
-from virtha.model.vm import OnIoError
+from virtha.model.vm import OnIoError, Vm
 from virtha.model.watchdog import parse_watchdog
 from virtha.ports.hypervisor import GateRefused, HypervisorError, HypervisorUnavailable
 from virtha.scenario.language import Scenario, Step
@@ -296,8 +297,7 @@ class Player:
         if "memory" in options:
             size = parse_size_bytes(options["memory"], field=f"line {step.line}")
             known.vm = replace(known.vm, memory_bytes=size)
-        if "on-io-error" in options:
-            known.vm = replace(known.vm, on_io_error=_on_io_error(step))
+        known.vm = _as_said(known.vm, step)
         if "storage" in options:
             self.world.storage.place(vm_id, self.faults.leases.domain(step, "storage"))
         if "writes" in options:
@@ -384,8 +384,7 @@ class Player:
         known = self.world.server.vms[self._vm_id(step)]
         if "ha" in step.options:
             known.vm = replace(known.vm, ha=step.options["ha"] == "yes")
-        if "on-io-error" in step.options:
-            known.vm = replace(known.vm, on_io_error=_on_io_error(step))
+        known.vm = _as_said(known.vm, step)
         self.world.push_settings()
 
     def _believed_dead(self, step: Step) -> None:
@@ -575,11 +574,17 @@ def _shown(fields: Fields, *, all_of: bool = False) -> str:
     )
 
 
-def _on_io_error(step: Step) -> OnIoError:
-    word = step.options["on-io-error"]
-    if word not in tuple(OnIoError):
-        raise _wrong(step, f"on-io-error={word}", tuple(OnIoError))
-    return OnIoError(word)
+def _as_said(vm: Vm, step: Step) -> Vm:
+    """With what both ``vm`` and ``set`` may say of it."""
+    said: dict[str, Any] = {}
+    for option, kind in (("on-io-error", OnIoError), ("grade", PermissionGrade)):
+        word = step.options.get(option)
+        if word is None:
+            continue
+        if word not in tuple(kind):
+            raise _wrong(step, f"{option}={word}", tuple(kind))
+        said[option.replace("-", "_")] = kind(word)
+    return replace(vm, **said)
 
 
 def _wrong(step: Step, message: str, allowed: tuple[str, ...]) -> InvalidInput:

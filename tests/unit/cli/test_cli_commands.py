@@ -102,9 +102,13 @@ def test_vm_edit_sends_only_what_changes(api: Api, run: Run) -> None:
     api.on("PATCH", "/v1/vms/web1", vm_view())
     assert run("vm", "edit", "web1", "--no-ha", "--memory", "1GiB", "--revision", "5").code == 0
     assert run("vm", "edit", "web1", "--watchdog", "none").code == 0
+    assert run("vm", "edit", "web1", "--grade", "observe").code == 0
+    wrong = run("vm", "edit", "web1", "--grade", "some")
+    assert wrong.code == 2 and "--grade" in wrong.err and "'observe'" in wrong.err
     assert [asked.body for asked in api.asked] == [
         {"ha": False, "memory_bytes": 1 << 30},
         {"watchdog": None},
+        {"grade": "observe"},
     ]
     assert api.asked[0].headers["if-match"] == '"5"'
     msgspec.convert(api.asked[0].body, VmChange)

@@ -1,4 +1,4 @@
-"""A VM's priority: which of those that a dead host leaves behind is started first."""
+"""A VM's priority: which of those that a dead host leaves behind is started first. And its grade: how far automatic action may go with it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from virtha.control.engine_nouns import engine_vm
 from virtha.control.requests import VmChange, VmCreate
 from virtha.control.views import Caller
 from virtha.model.errors import InvalidInput
+from virtha.model.policy import PermissionGrade
 from virtha.model.user import Role
 
 ADMIN = Caller(name="admin", role=Role.ADMINISTRATOR)
@@ -64,3 +65,40 @@ def test_a_priority_out_of_range_is_refused(tell: Tell, priority: int) -> None:
         assert (await world.control.vms.get("web1")).vm == before
 
     tell(story)
+
+
+def test_a_vms_grade_is_kept_and_told_to_its_host_and_the_engine(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await world.join("h1")
+        await world.add_storage()
+        await world.add_vm(grade=PermissionGrade.OBSERVE)
+        await world.add_vm("web2")
+        view = await world.control.vms.get("web1")
+        assert engine_vm(view.vm, view.status).grade is PermissionGrade.OBSERVE
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(view.vm))["grade"] == "observe"
+        plain = await world.control.vms.get("web2")
+        assert engine_vm(plain.vm, plain.status).grade is None
+        assert b"grade" not in msgspec.msgpack.encode(plain.vm), "agents of old do not know it"
+        for wanted in (PermissionGrade.MOVE, PermissionGrade.FENCE):
+            changed = await world.control.vms.change(ADMIN, "web1", VmChange(grade=wanted))
+            limit = None if wanted is PermissionGrade.FENCE else wanted
+            assert changed.vm.grade_max is limit
+        renamed = await world.control.vms.change(ADMIN, "web1", VmChange(name="www"))
+        assert renamed.vm.grade_max is None
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "limit", "lower"),
+    [
+        ("fence", None, "fence"),
+        ("fence", "observe", "observe"),
+        ("restart", "move", "restart"),
+        ("observe", "fence", "observe"),
+        ("move", "move", "move"),
+    ],
+)
+def test_the_lower_grade_counts(cluster: str, limit: str | None, lower: str) -> None:
+    grade = PermissionGrade(cluster).but_at_most(PermissionGrade(limit) if limit else None)
+    assert grade is PermissionGrade(lower)

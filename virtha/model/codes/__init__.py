@@ -25,6 +25,7 @@ from virtha.model.codes.pairs import (
 )
 from virtha.model.codes.power import POWER_EVENTS, POWER_REASONS
 from virtha.model.codes.problems import PROBLEMS
+from virtha.model.codes.protection import PROTECTION_REASONS
 from virtha.model.codes.readiness import READINESS_REASONS
 from virtha.model.codes.reasons import REASONS as _REASONS
 from virtha.model.codes.routing import ROUTING_REASONS
@@ -43,6 +44,7 @@ EVENTS = (
 )
 REASONS = (
     *_REASONS,
+    *PROTECTION_REASONS,
     *IO_ERROR_REASONS,
     *READINESS_REASONS,
     *FAILOVER_REASONS,

@@ -20,3 +20,7 @@ class PermissionGrade(StrEnum):
     def permits(self, needed: "PermissionGrade") -> bool:
         grades = list(PermissionGrade)
         return grades.index(needed) <= grades.index(self)
+
+    def but_at_most(self, limit: "PermissionGrade | None") -> "PermissionGrade":
+        """The lower of both; ``limit`` None: there is none."""
+        return self if limit is None or limit.permits(self) else limit
