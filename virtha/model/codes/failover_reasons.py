@@ -376,8 +376,9 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6161,
         "recovery.blocked.grade",
         WARNING,
-        "the grade of permission is `{grade}`; starting elsewhere needs `move`",
+        "the grade of permission is `{grade}`; starting it on another host, or on its own after that has failed, needs `move`",
         "grade",
+        help="If it is down, start it yourself: 'virtha vm start'; or raise its grade ('virtha vm edit VM --grade'), or its cluster's (recovery.grade).",
     ),
     reason(
         6162,
