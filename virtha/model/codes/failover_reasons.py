@@ -75,7 +75,13 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "it has no power device",
         help="Configure one, or confirm the host as dead.",
     ),
-    reason(6057, "fence.blocked.not_needed", INFO, "no highly available VM would gain by it"),
+    reason(
+        6057,
+        "fence.blocked.not_needed",
+        INFO,
+        "no highly available VM would gain by it whose grade lets its host be switched off",
+        help="If one of a lower grade waits for its proof: 'virtha vm edit VM --grade fence'; or make sure that the host is off, then confirm it.",
+    ),
     reason(6058, "fence.blocked.own_host", ERROR, "this server runs on it"),
     reason(
         6059,
