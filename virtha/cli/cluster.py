@@ -133,5 +133,5 @@ def brake(
 
 def _brake_text(found: dict[str, Any]) -> str:
     if not found["on"]:
-        return f"the brake of cluster {found['cluster']} is not on: power orders go out"
+        return f"the brake of cluster {found['cluster']} is not on: it holds back no power order"
     return f"{found['hosts']} hosts of cluster {found['cluster']} fell silent at once: no power order goes out"

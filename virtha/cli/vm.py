@@ -325,7 +325,8 @@ def free(ctx: typer.Context, names: list[str] = NamesArgument) -> None:
 
         def one(name: str) -> None:
             answer = client.post(vm_path(name, "free"))
-            report(ctx, answer, f"VM {name} is free: it is started where it fits")
+            next_up = f"started where it fits, unless 'virtha explain vm/{name}' says why not"
+            report(ctx, answer, f"VM {name} is free: it is {next_up}")
 
         each(names, one)
 

@@ -8,7 +8,12 @@ from virtha.store.hosts import HostRow
 from virtha.store.vms import VmRow
 
 OK = Reason(code="protection.ok")
-_HARMLESS = {"protection.ok", "protection.no_watchdog", "protection.single_host"}
+_HARMLESS = {
+    "protection.ok",
+    "protection.no_watchdog",
+    "protection.single_host",
+    "protection.grade",
+}
 """Protection works with these, though not against everything."""
 _DOWN = (VmState.DOWN, VmState.CRASHED)
 
@@ -31,8 +36,11 @@ def protection_of(
             found.append(Reason(code="protection.not_running"))
     if hold is not None:
         found.append(Reason(code="protection.hold", fields={"reason": hold}))
-    if cluster.policy.recovery.grade.but_at_most(row.vm.grade_max) is PermissionGrade.OBSERVE:
+    grade = cluster.policy.recovery.grade.but_at_most(row.vm.grade_max)
+    if grade is PermissionGrade.OBSERVE:
         found.append(Reason(code="protection.ignored"))
+    elif not grade.permits(PermissionGrade.MOVE):
+        found.append(Reason(code="protection.grade", fields={"grade": grade.value}))
     if not cluster.policy.restart.enabled or cluster.policy.restart.restarts_max == 0:
         found.append(Reason(code="protection.policy"))
     if any(reason.code == "restart.blocked.limit" for reason in row.status.reasons):

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from virtha.model.codes import Severity
 from virtha.model.host import HostState
+from virtha.model.policy import PermissionGrade
 from virtha.model.template import TemplateState
 from virtha.model.user import Role
 from virtha.model.vm import OnIoError, VmState
@@ -166,6 +167,12 @@ def _truth(name: str, help: str, source: Callable[[Rows], Source]) -> SearchFiel
     return SearchField(field=field, source=source, stored=BOOLEAN)
 
 
+def _grade(rows: Rows) -> Source:
+    """A record without one has the highest."""
+    limit = from_body(rows["vm"].body, "grade")
+    return plain(func.coalesce(limit, PermissionGrade.FENCE.value))
+
+
 def _open_incident_of_vm(rows: Rows) -> Source:
     path, incident = schema.incident_vm.alias(), schema.incident.alias()
     joined = path.join(incident, incident.c.id == path.c.incident_id)
@@ -256,6 +263,7 @@ _VM_FIELDS = (
     ),
     _count("watchdog_events", "how often it fired", _column("vm_status", "watchdog_count")),
     _words("on_io_error", "what an I/O error does to it", _body("vm", "on_io_error"), OnIoError),
+    _words("grade", "how far automatic action may go with it at most", _grade, PermissionGrade),
     _text(
         "incident", "the id of the open incident that it is in", _open_incident_of_vm, nullable=True
     ),

@@ -10,6 +10,7 @@ from virtha.control.requests import (
     AdoptRequest,
     HoldPut,
     SearchQuery,
+    VmChange,
     VmQuery,
     VmStart,
     WatchdogRequest,
@@ -21,7 +22,7 @@ from virtha.model.host import HostCapabilities, HostState
 from virtha.model.ids import ClusterId, DiskId, Incarnation, Revision, StorageDomainId, VmId
 from virtha.model.operation import OperationState
 from virtha.model.orders import AdoptVm, ReleaseVm, ScanForeign
-from virtha.model.policy import Policy, RestartPolicy
+from virtha.model.policy import PermissionGrade, Policy, RecoveryPolicy, RestartPolicy
 from virtha.model.user import Role
 from virtha.model.vm import Disk, Reason, Vm, VmState
 
@@ -202,6 +203,32 @@ def test_status_says_why_a_vm_is_not_protected(tell: Tell) -> None:
         await world.control.hosts.presence_changed(host.id, HostState.UP)
         await host.tell(HostReport(capabilities=HostCapabilities(memory_bytes=8 << 30)))
         assert {"protection.gate", "protection.libvirt"} <= set(await _codes(world))
+
+    tell(story)
+
+
+@pytest.mark.req("X1", "X5")
+@pytest.mark.parametrize(
+    ("cluster", "limit", "code", "verdict"),
+    [
+        ("fence", "fence", "protection.ok", "protected"),
+        ("fence", "move", "protection.ok", "protected"),
+        ("fence", "restart", "protection.grade", "degraded"),
+        ("restart", "fence", "protection.grade", "degraded"),
+        ("restart", "observe", "protection.ignored", "unprotected"),
+    ],
+)
+def test_a_grade_that_leaves_it_down_with_its_host_is_said(
+    tell: Tell, cluster: str, limit: str, code: str, verdict: str
+) -> None:
+    async def story(world: Any) -> None:
+        await _protected_vm(world)
+        await world.control.clusters.put_policy(
+            ADMIN, "default", Policy(recovery=RecoveryPolicy(grade=PermissionGrade(cluster)))
+        )
+        await world.control.vms.change(ADMIN, "web1", VmChange(grade=PermissionGrade(limit)))
+        assert await _codes(world) == [code]
+        assert (await world.control.status.get()).verdict == verdict
 
     tell(story)
 

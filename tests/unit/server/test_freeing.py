@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from led_world import ADMIN, LedWorld, PlayedHost, tell, two_hosts_and_a_vm, while_turning
 
-from virtha.control.requests import DeathConfirmation
+from virtha.control.requests import DeathConfirmation, VmStart
 from virtha.engine.records import VmStage
 from virtha.model.errors import NotFound, Refused, Unavailable
+from virtha.model.facts import Result
 from virtha.model.ids import VmId
 
 SILENT_MS = 90_000
+LOOKS_MAX = 100
 
 
 async def two_hosts_die_with_web1(world: LedWorld) -> tuple[VmId, PlayedHost]:
@@ -62,6 +64,51 @@ def test_a_quarantined_vm_starts_again_when_a_person_frees_it_and_not_before(
         assert again.value.code == "problem.vm.state" and "explain" in again.value.fix
         with pytest.raises(NotFound):
             await free(ADMIN, "web9")
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.req("F9", "X1")
+def test_a_vm_whose_starts_all_failed_is_tried_anew_when_a_person_frees_it(tmp_path: Path) -> None:
+    async def story(world: LedWorld) -> None:
+        vm_id = await two_hosts_and_a_vm(world)
+        await is_said_to_be_dead(world, "h1", ("h2",))
+        h2 = world.hosts["h2"]
+        failed = 0
+        for _ in range(LOOKS_MAX):
+            for order in h2.starts()[failed:]:
+                await h2.answer(order, Result.FAILED, code="start.failed")
+                failed += 1
+            await world.settle()
+            if (await world.record(vm_id)).stage is VmStage.GIVEN_UP:
+                break
+            await world.pass_time(10_000, beating=("h2",))
+        (told,) = await world.events("vm.recovery_given_up")
+        assert told.fields["attempts"] == failed > 0
+        await while_turning(world, world.control.freeing.free_vm(ADMIN, "web1"))
+        await world.settle()
+        assert len(h2.starts()) == failed + 1
+        assert (await world.record(vm_id)).attempts == 0
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.req("F9", "X1")
+def test_a_quarantined_vm_that_a_person_starts_keeps_its_deaths(
+    tmp_path: Path,
+) -> None:
+    async def story(world: LedWorld) -> None:
+        vm_id, left = await two_hosts_die_with_web1(world)
+        starting = world.control.vms.start(ADMIN, "web1", VmStart(host=left.name))
+        await while_turning(world, starting)
+        await world.settle()
+        (order,) = left.starts()
+        await left.started(order)
+        await world.settle()
+        record = await world.record(vm_id)
+        assert record.stage is VmStage.SETTLED and len(record.deaths) == 2
+        with pytest.raises(Refused):
+            await world.control.freeing.free_vm(ADMIN, "web1")
 
     tell(tmp_path, story)
 

@@ -6,6 +6,7 @@ import pytest
 from led_world import ADMIN, LedWorld, tell, two_hosts_and_a_vm, while_turning
 
 from virtha.control.requests import DeathConfirmation, VmChange
+from virtha.model.codes import REGISTRY
 from virtha.model.policy import PermissionGrade
 from virtha.model.vm import Reason
 
@@ -22,6 +23,11 @@ def test_a_vm_that_is_only_watched_is_not_started_elsewhere(tmp_path: Path) -> N
         h1, h2 = world.hosts["h1"], world.hosts["h2"]
         h1.vanish()
         await world.pass_time(90_000, beating=("h2",))
+        (withheld,) = await world.events("fence.withheld")
+        assert withheld.fields["why"] == "fence.blocked.not_needed", (
+            "somebody is told that it waits"
+        )
+        assert "--grade" in REGISTRY["fence.blocked.not_needed"].help
         care = world.control.host_care
         ticket = await care.ask_about_death(ADMIN, "h1")
         said = DeathConfirmation(ticket=ticket.ticket, name="h1")

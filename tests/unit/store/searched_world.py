@@ -33,6 +33,7 @@ from virtha.model.ids import (
 )
 from virtha.model.incident import HostIncident, IncidentCause, VmPath
 from virtha.model.machine import MachineType
+from virtha.model.policy import PermissionGrade
 from virtha.model.policy.document import FIELD_TABLE
 from virtha.model.policy.profiles import PROFILES, Profile
 from virtha.model.template import Template, TemplateState
@@ -166,6 +167,7 @@ _VMS = (
     ),
 )
 _PRIORITIES = {"web1": 50, "db": 100, "a*b": 1}
+_GRADES = {"web1": PermissionGrade.OBSERVE, "db": PermissionGrade.MOVE}
 _THIN = {"web1": "web", "a*b": "web"}
 """VMs with a disk that needs a template, and which."""
 _EVENTS = (
@@ -339,6 +341,7 @@ async def _vms(tx: WriteTransaction, world: World) -> None:
             watchdog=watchdog,
             on_io_error=on_io_error,
             priority=_PRIORITIES.get(name, UNSET),
+            grade=_GRADES.get(name, UNSET),
             disks=disks if storage else (),
         )
         await save_vm(tx, vm)
@@ -368,6 +371,7 @@ async def _vms(tx: WriteTransaction, world: World) -> None:
             "watchdog_events": fired,
         }
         values |= {"on_io_error": on_io_error.value, "priority": _PRIORITIES.get(name, 0)}
+        values["grade"] = _GRADES.get(name, PermissionGrade.FENCE).value
         world.rows["Vms"].append(Row({**values, **policy_of(world, of)}))
 
 

@@ -159,6 +159,8 @@ def ask(searcher: Searcher, noun: str, text: str, limit: int = 100) -> list[str]
         ("Vms", "incident != null", ["web[3]"]),
         ("Vms", "priority > 1 sortby priority desc", ["db", "web1"]),
         ("Vms", "priority = 0", ["WEB2", "web[3]"]),
+        ("Vms", "grade = observe", ["web1"]),
+        ("Vms", "grade = fence", ["WEB2", "a*b", "web[3]"]),
         ("Vms", "policy.detection.dead_after < 5s", ["a*b", "db"]),
         ("Hosts", "policy.detection.dead_after < 5s", ["host_2"]),
         ("Templates", "priority = 7", ["web"]),

@@ -75,7 +75,13 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         "it has no power device",
         help="Configure one, or confirm the host as dead.",
     ),
-    reason(6057, "fence.blocked.not_needed", INFO, "no highly available VM would gain by it"),
+    reason(
+        6057,
+        "fence.blocked.not_needed",
+        INFO,
+        "no highly available VM would gain by it whose grade lets its host be switched off",
+        help="If one of a lower grade waits for its proof: 'virtha vm edit VM --grade fence'; or make sure that the host is off, then confirm it.",
+    ),
     reason(6058, "fence.blocked.own_host", ERROR, "this server runs on it"),
     reason(
         6059,
@@ -376,8 +382,9 @@ FAILOVER_REASONS: tuple[Code, ...] = (
         6161,
         "recovery.blocked.grade",
         WARNING,
-        "the grade of permission is `{grade}`; starting elsewhere needs `move`",
+        "the grade of permission is `{grade}`; starting it on another host, or on its own after that has failed, needs `move`",
         "grade",
+        help="If it is down, start it yourself: 'virtha vm start'; or raise its grade ('virtha vm edit VM --grade'), or its cluster's (recovery.grade).",
     ),
     reason(
         6162,

@@ -84,6 +84,14 @@ PROTECTION_REASONS: tuple[Code, ...] = (
         help="virtha vm edit VM --grade, and for its whole cluster recovery.grade: virtha policy set.",
     ),
     reason(
+        5613,
+        "protection.grade",
+        WARNING,
+        "its grade is `{grade}`: it is restarted on its host after a crash, and nowhere after its host has failed",
+        "grade",
+        help="If it is to come back then, too: virtha vm edit VM --grade, and for its whole cluster recovery.grade: virtha policy set.",
+    ),
+    reason(
         5609,
         "protection.libvirt",
         ERROR,
