@@ -52,6 +52,7 @@ from virtha.model.domain import DomainEvent, DomainEventKind, DomainReport
 from virtha.model.facts import Happened
 from virtha.model.ids import BootId, Term, VmId
 from virtha.model.orders import HostSettings, MoveDestination, Order
+from virtha.model.policy import PermissionGrade
 from virtha.ports.clock import Clock
 from virtha.ports.hypervisor import (
     DomainCatalog,
@@ -77,6 +78,7 @@ from virtha.sentinel.events import (
 )
 from virtha.sentinel.guardian import QemuProcess
 from virtha.sentinel.machine import UP_STATES
+from virtha.sentinel.objections import objection_of_settings
 from virtha.sentinel.sentinel import Sentinel
 from virtha.wire.messages import OpenChannel, Welcome
 from virtha.wire.power_messages import PowerAttempted, PowerWord
@@ -168,7 +170,7 @@ class Agent:
             disk_check=properties.diskactivity_check,
         )
         records = sentinel_records(self._record_store, settings, self.outbox.told())
-        self._hold_at_start = records.hold
+        self._hold_at_start, self._policy_at_start = records.hold, records.policy
         self.loop = self._make_loop(records, properties, clock, facts, gate, identity)
         self._runner.connect(
             self.loop.tell, self.loop.record, self._host_objection, self._lease_objection
@@ -436,7 +438,8 @@ class Agent:
             return "this host is shutting down"
         settings = self.host.settings
         hold = self._hold_at_start if settings is None else settings.hold
-        return None if hold is None else f"automatic action is on hold: {hold}"
+        policy = self._policy_at_start if settings is None else settings.policy
+        return objection_of_settings(hold, policy, PermissionGrade.RESTART)
 
     def _lease_objection(self, vm_id: VmId) -> str | None:
         return None if self.host.lease_allows(vm_id) else LEASE_LOST

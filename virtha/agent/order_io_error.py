@@ -8,11 +8,13 @@ from virtha.agent.order_power import PowerOrders
 from virtha.model.codes import render
 from virtha.model.facts import Result
 from virtha.model.orders import EndPausedVm
+from virtha.model.policy import PermissionGrade
 from virtha.model.value import Scalar
 from virtha.model.vm import Reason
 from virtha.ports.hypervisor import HypervisorError
 from virtha.sentinel.io_error_events import EndPausedAccepted
 from virtha.sentinel.io_errors import ended_so, objection_to_end
+from virtha.sentinel.objections import objection_of_settings
 
 STATE = "io_error.kill.refused.state"
 PAGE_CACHE = "io_error.kill.refused.page_cache"
@@ -63,8 +65,10 @@ class IoErrorOrders:
         host = self._host
         if host.shutting_down:
             return "this host is shutting down"
-        hold = None if host.settings is None else host.settings.hold
-        return None if hold is None else f"automatic action is on hold: {hold}"
+        told = host.settings
+        if told is None:
+            return None
+        return objection_of_settings(told.hold, told.policy, PermissionGrade.MOVE)
 
     async def _cached(self, order: EndPausedVm) -> str | None:
         """Whether something of it may land after its end, and why, in words."""

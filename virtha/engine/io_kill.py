@@ -260,6 +260,11 @@ def _go_on(cluster: Cluster, node: VmNode, kill: Kill) -> None:
     if cluster.hold is not None:
         node.reasons = (reason("recovery.blocked.hold", why=cluster.hold),)
         return
+    grade = may_move(cluster, node)
+    if grade is not None:
+        # Lowered since: nothing would start it again.
+        node.reasons = (reason("recovery.blocked.grade", grade=grade.value),)
+        return
     others = _others(cluster, node, kill.host_id)
     if others is not None:
         node.reasons = (reason("io_error.kill.blocked.copies", hosts=others),)

@@ -16,6 +16,7 @@ from virtha.model.domain import DomainReport, DomainState
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation
 from virtha.model.orders import EndPausedVm
+from virtha.model.policy import PermissionGrade
 from virtha.model.time import Millis, format_duration_ms
 from virtha.model.vm import NO_ROOM_PAUSE, OnIoError, Reason
 from virtha.sentinel.events import ExitCause, VmRecord
@@ -29,7 +30,7 @@ from virtha.sentinel.io_error_events import (
 )
 from virtha.sentinel.io_pauses import forget_probe, paused_on_io
 from virtha.sentinel.moves import leaves
-from virtha.sentinel.objections import late_objection
+from virtha.sentinel.objections import late_objection, objection_of_grade
 from virtha.sentinel.restart import forbidden_by_grade
 from virtha.sentinel.state import Guarded, HostState, reason
 
@@ -59,7 +60,10 @@ def objection_to_end(
         return f"its on_io_error says {record.vm.on_io_error}"
     if record is not None and record.pause is not None and record.pause.code == NO_ROOM_PAUSE:
         return "its storage is full, for every host"
-    return _late_objection(record, order.incarnation, domain)
+    objection = _late_objection(record, order.incarnation, domain)
+    if objection is not None or record is None:
+        return objection
+    return objection_of_grade(record.vm.grade_max, PermissionGrade.MOVE)
 
 
 def ended_so(record: VmRecord, order: EndPausedVm) -> bool:

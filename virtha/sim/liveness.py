@@ -48,6 +48,7 @@ LASTING = frozenset(
         "vm.paused.outside",
         "vm.paused.start_unfinished",
         "vm.paused.watchdog",
+        "restart.blocked.grade",
         "restart.blocked.limit",
         "restart.blocked.not_ha",
         "restart.blocked.policy",

@@ -7,6 +7,7 @@ from virtha.model.errors import VirthaError
 from virtha.model.facts import Result
 from virtha.model.ids import VmId
 from virtha.model.orders import EndPausedVm
+from virtha.model.policy import PermissionGrade
 from virtha.model.vm import Reason
 from virtha.sentinel.io_error_events import (
     DisksProbed,
@@ -16,6 +17,7 @@ from virtha.sentinel.io_error_events import (
     ResumeEnded,
 )
 from virtha.sentinel.io_errors import ended_so, objection_to_end, objection_to_resume
+from virtha.sentinel.objections import objection_of_settings
 from virtha.sentinel.state import reason
 from virtha.sim.libvirt import Qemu
 
@@ -64,7 +66,7 @@ class PausedVms:
         domain = host.libvirt.find(command.vm_id)
         if domain is None:
             return "this host does not have that VM"
-        objection = self._host_objection()
+        objection = self._host_objection(PermissionGrade.RESTART)
         if objection is not None:
             return objection
         return objection_to_resume(record, command, domain.report()) or host.lease_objection(
@@ -124,18 +126,17 @@ class PausedVms:
             return "this host does not have that VM"
         if domain.qemu is None:
             return None if ended_so(record, order) else "it does not run"
-        return objection_to_end(record, order, domain.report()) or self._host_objection()
+        by_vm = objection_to_end(record, order, domain.report())
+        return by_vm or self._host_objection(PermissionGrade.MOVE)
 
-    def _host_objection(self) -> str | None:
+    def _host_objection(self, needed: PermissionGrade) -> str | None:
         host = self._host
         if not host.libvirt_up:
             return "libvirt does not answer"
         if host.shutting_down:
             return "this host is shutting down"
-        settings = host.disk.settings
-        if settings is not None and settings.hold is not None:
-            return f"automatic action is on hold: {settings.hold}"
-        return None
+        told = host.disk.settings
+        return None if told is None else objection_of_settings(told.hold, told.policy, needed)
 
     def _reap_later(self, vm_id: VmId, qemu: Qemu) -> None:
         """Killed, and it ends with its last request, whether its agent lives or not."""

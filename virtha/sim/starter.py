@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 from virtha.model.errors import VirthaError
 from virtha.model.facts import Result
 from virtha.model.ids import Incarnation, VmId
+from virtha.model.policy import PermissionGrade
 from virtha.ports.hypervisor import GateRefused
 from virtha.sentinel.events import Restart, RestartEnded
-from virtha.sentinel.objections import late_objection
+from virtha.sentinel.objections import late_objection, objection_of_settings
 
 if TYPE_CHECKING:
     from virtha.sim.agent import SimAgent
@@ -64,8 +65,11 @@ class Starter:
             return objection
         if self._host.shutting_down:
             return "this host is shutting down"
-        if settings is not None and settings.hold is not None:
-            return f"automatic action is on hold: {settings.hold}"
+        if settings is not None:
+            needed = PermissionGrade.RESTART
+            objection = objection_of_settings(settings.hold, settings.policy, needed)
+        if objection is not None:
+            return objection
         return (
             "creating its QEMU took longer than the grant"
             if self._host.clock() >= until_ms

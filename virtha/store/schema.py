@@ -245,7 +245,8 @@ event = Table(
 Index(None, event.c.vm_id, event.c.revision)
 Index(None, event.c.host_id, event.c.revision)
 Index(None, event.c.host_id, event.c.code, event.c.revision)
-Index(None, event.c.code, event.c.revision)
+# The time, so that of events of a kind only those of a time are read.
+Index(None, event.c.code, event.c.revision, event.c.at)
 # The events that one sees who may see that cluster only.
 Index(None, event.c.cluster_id, event.c.revision)
 # Of which VMs, hosts and clusters something happened in a time.
