@@ -37,6 +37,11 @@ class ToldMail:
     at_s: float
     mail: EmailMessage
 
+    def __repr__(self) -> str:
+        """For who waits in vain: what came instead."""
+        named = ("To", "Subject", "X-Virtha-Code", "X-Virtha-Kind", "X-Virtha-Event")
+        return f"<{self.at_s:.1f} s {' | '.join(str(self.mail[one]) for one in named)}>"
+
 
 @dataclass(frozen=True)
 class ToldTrap:
