@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from virtha.alerts.match import RANK
-from virtha.alerts.subject import awaits_end, incident_of, solved_by
+from virtha.alerts.subject import INCIDENT_OVER, awaits_end, incident_of, solved_by
 from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.ids import Revision
@@ -87,14 +87,18 @@ def calmed(group: Group, note: GroupNote) -> Group:
 
 
 def main_event(members: list[Member], group: Group, counted: int) -> Event:
-    """What the message is headed with: the worst problem, of those the cause before what came of it; else the last end."""
+    """What the message is headed with: the worst problem, of those the cause before what came of it; else the end of the host's
+    failure before that of what came with it, else the last end."""
     problems = [one.event for one in members if _is_problem(one)]
     if counted and group.counted_main is not None:
         problems.append(group.counted_main)
     if problems and _kind(members, counted) == "problem":
         return min(problems, key=_weight)
     ends = [one.event for one in members if _is_end(one)]
-    return max(ends or [one.event for one in members], key=lambda one: one.revision)
+    return max(
+        ends or [one.event for one in members],
+        key=lambda one: (one.code == INCIDENT_OVER, one.revision),
+    )
 
 
 def _weight(event: Event) -> tuple[int, bool, bool, int]:

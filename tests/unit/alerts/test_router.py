@@ -78,6 +78,25 @@ def test_a_host_with_six_vms_dies_one_message_and_one_when_all_is_well() -> None
     assert story.messages() == [] and story.groups == {} and story.wake_at is None
 
 
+def test_the_end_of_the_hosts_failure_heads_the_message_also_when_its_agent_comes_after_it() -> (
+    None
+):
+    story = Story(by_cause())
+    host_dies(story)
+    story.messages()
+    story.after(60)
+    story.happens("host.reachable", "h1")
+    story.happens("host.rebooted", "h1")
+    story.happens("host.agent.down", "h1")
+    story.happens("host.returned", "h1", incident="I")
+    story.happens("host.incident_over", "h1", incident="I")
+    story.happens("host.agent.up", "h1")
+    story.after(120)
+    ((_, why, kind, codes),) = story.told
+    assert (why, kind, codes[0]) == ("well", "solved", "host.incident_over")
+    assert "host.agent.up" in codes
+
+
 def test_another_failure_of_the_same_host_is_another_group() -> None:
     story = Story(by_cause())
     story.happens("host.judged_dead", "h1", incident="I")
