@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 from conftest import PASSWORDS
-from played_host import told_after
+from played_host import storage_report, told_after
 from test_routes import BOOT, connect_host, join_host, record
 
 from virtha.api.app import ROOT
@@ -95,6 +95,12 @@ class ObedientHosts:
         host_id = HostId((await join_host(self.world, name, cluster="default"))["host_id"])
         await connect_host(self.world, host_id)
         self.sequences[host_id] = 1  # its report
+        # What its agent finds by itself: the domains that its settings name.
+        for one in (await self.world.ok("GET", "/v1/storage-domains"))["items"]:
+            self.sequences[host_id] += 1
+            await record(
+                self.world, host_id, self.sequences[host_id], storage_report(one["domain"]["id"])
+            )
 
     async def obey(self) -> None:
         """Returns when all that was ordered is done and told."""

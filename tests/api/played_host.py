@@ -26,7 +26,7 @@ from virtha.model.facts import (
     VmReport,
 )
 from virtha.model.host import HostCapabilities
-from virtha.model.ids import BootId, Incarnation, VmId
+from virtha.model.ids import BootId, Incarnation, StorageDomainId, VmId
 from virtha.model.orders import (
     ChangeSnapshots,
     GrowDisk,
@@ -87,20 +87,23 @@ class WrongClock(MachineClock):
         return UtcMillis(super().wall_ms() + self.ahead_ms)
 
 
+def storage_report(domain_id: StorageDomainId) -> StorageReport:
+    """Of a host that can use it."""
+    return StorageReport(
+        storage_domain_id=domain_id,
+        usable=True,
+        size_bytes=100 * GIB,
+        free_bytes=50 * GIB,
+        images=(TINY,),
+    )
+
+
 def told_after(order: Order, incarnations: dict[VmId, Incarnation]) -> list[FactBody]:
     """What a host tells that does the order at once. ``incarnations``: what runs on it, kept here."""
     told: list[FactBody] = []
     match order.body:
         case PrepareStorage(domain=domain):
-            told.append(
-                StorageReport(
-                    storage_domain_id=domain.id,
-                    usable=True,
-                    size_bytes=100 * GIB,
-                    free_bytes=50 * GIB,
-                    images=(TINY,),
-                )
-            )
+            told.append(storage_report(domain.id))
         case StartVm(vm=vm, grant=grant):
             incarnations[vm.id] = grant.incarnation
             told.append(

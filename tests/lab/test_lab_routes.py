@@ -161,13 +161,15 @@ def _nobody_is_woken(story: Story, mails: MailWitness, dead: int) -> None:
 
 def _each_is_explained(story: Story, after: int, until: int) -> None:
     """Of all that happened to the host and its guests: what became of it at each route, and why."""
-    wanted = [
-        int(one["revision"])
-        for one in story.api.events(after=after, severity="warning")
-        if int(one["revision"]) <= until
-    ]
-    assert len(wanted) > len(VMS), "of each guest, and of the host"
-    for revision in wanted:
+    grave = story.api.events(after=after, severity="warning")
+    codes = [one["code"] for one in grave if int(one["revision"]) <= until]
+    assert {"host.judged_dead", "host.proven_dead", "fence.began"} <= set(codes), codes
+    back = story.api.events(after=after, code="vm.recovered")
+    assert len(back) == len(VMS)
+    for event in back:
+        for route in ("calm", "night"):
+            assert _fate(story, int(event["revision"]), route)["reason_text"], event
+    for revision in (int(one["revision"]) for one in grave if int(one["revision"]) <= until):
         for route in ("calm", "night"):
             fate = _fate(story, revision, route)
             assert fate["state"] is not None and fate["reason_text"], (revision, fate)
