@@ -91,8 +91,8 @@ class ObedientHosts:
     incarnations: dict[VmId, Incarnation] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def join(self, name: str) -> None:
-        host_id = HostId((await join_host(self.world, name, cluster="default"))["host_id"])
+    async def join(self, name: str, cluster: str = "default") -> None:
+        host_id = HostId((await join_host(self.world, name, cluster=cluster))["host_id"])
         await connect_host(self.world, host_id)
         self.sequences[host_id] = 1  # its report
         # What its agent finds by itself: the domains that its settings name.

@@ -256,7 +256,7 @@ async def known_ids(world: World, hosts: ObedientHosts) -> dict[str, str]:
         items = (await world.ok("GET", f"/v1/{collection}"))["items"]
         return [one if part is None else one[part] for one in items]
 
-    async def made(collection: str, body: dict[str, Any], part: str) -> Any:
+    async def made(collection: str, body: dict[str, Any], part: str | None = None) -> Any:
         """The first that there is."""
         if not await listed(collection, part):
             hosts.beat()
@@ -270,7 +270,8 @@ async def known_ids(world: World, hosts: ObedientHosts) -> dict[str, str]:
         return [one["host"] for one in views if one["status"]["state"] == HostState.UP]
 
     if not await able():
-        await hosts.join(f"h{len(hosts.sequences) + 1}")
+        cluster = await made("clusters", {"name": "default"})  # whatever it is called by now
+        await hosts.join(f"h{len(hosts.sequences) + 1}", cluster["id"])
     host = (await able())[0]
     path = {"name": "ds1", "path": "/srv/ds1", "cluster": host["cluster_id"]}
     storage = await made("storage-domains", path, "domain")
