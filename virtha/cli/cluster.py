@@ -117,7 +117,10 @@ def brake(
     lift: bool = typer.Option(False, "--lift", help="Let power orders go out again."),
     yes: bool = YesOption,
 ) -> None:
-    """Show whether too many hosts at once hold all power orders, or lift that."""
+    """Show, or lift, the brake on power orders.
+
+    It is on where too many hosts fell silent at once.
+    """
     path = cluster_path(name, "brake")
     if not lift:
         with connected(ctx) as client:

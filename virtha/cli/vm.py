@@ -320,7 +320,10 @@ def cancel_migration(ctx: typer.Context, names: list[str] = NamesArgument) -> No
 
 @app.command("free")
 def free(ctx: typer.Context, names: list[str] = NamesArgument) -> None:
-    """Let VMs be brought back that are kept down: two hosts died with them on, or no start succeeded."""
+    """Let VMs be brought back that are kept down.
+
+    Two hosts died with them on, or no start succeeded.
+    """
     with connected(ctx) as client:
 
         def one(name: str) -> None:

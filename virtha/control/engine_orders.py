@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from virtha.control.copies import granted_until, unknown_hosts
 from virtha.control.effects import Dispatcher, Effects, quoting, still_stands
-from virtha.control.operations import RECOVER, check_nothing_open
-from virtha.control.plan import Launch, Plan, encode_plan
+from virtha.control.operations import check_nothing_open
+from virtha.control.plan import RECOVER, Launch, Plan, encode_plan
 from virtha.control.runner import VOID, Runner
 from virtha.control.torn import check_not_torn
 from virtha.control.vm_moves import BANDWIDTH, open_move

@@ -6,7 +6,7 @@ from virtha.control.effects import Dispatcher, Effects, still_stands
 from virtha.control.host_power import POWER, take_back
 from virtha.control.known_settings import ORDER_DEADLINE, setting_values
 from virtha.control.names import check_limit, page_of
-from virtha.control.plan import FoundByScan, decode_plan
+from virtha.control.plan import RECOVER, FoundByScan, decode_plan
 from virtha.control.requests import OperationQuery
 from virtha.control.runner import Runner
 from virtha.control.views import Caller, ForeignDomains, Page
@@ -30,8 +30,6 @@ from virtha.store.store import Store, Transaction
 
 VOID_AFTER_MS = 60_000
 """A release and the outcome after it are told within moments of each other: the outcome says more."""
-RECOVER = "vm.recover"
-"""A start by the engine."""
 _BLOCK_ALL = (
     "vm.create",
     "vm.delete",

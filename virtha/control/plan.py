@@ -30,6 +30,8 @@ from virtha.model.orders import (
 from virtha.model.value import Value
 from virtha.model.vm import Disk, Nic
 
+RECOVER = "vm.recover"
+"""The kind of an operation that is a start by the engine."""
 FixedOrder = (
     StopVm
     | RebootVm

@@ -23,6 +23,7 @@ from virtha.control.history import changes_between, message_of, record
 from virtha.control.launch import Launcher
 from virtha.control.launch_ends import launch_failed, launch_given_up
 from virtha.control.plan import (
+    RECOVER,
     AddDevice,
     AdoptFound,
     DropRecord,
@@ -416,6 +417,9 @@ class Runner:
             row = await find_vm(tx, run.operation.subject)
             vm, kind = row.vm if row is not None else None, run.operation.kind
             operation_id = run.operation.id
+            if kind == RECOVER:
+                # Its engine tells of it, with the host's failure that it belongs to, and tries again.
+                return
             if cancelled_by:
                 code, by = "operation.cancelled", cancelled_by
                 await record(tx, code, vm=vm, operation_id=operation_id, by=by, kind=kind)

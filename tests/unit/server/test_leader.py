@@ -311,6 +311,7 @@ def test_a_start_that_is_refused_is_tried_again_as_another_one(tmp_path: Path) -
         view = await world.vm()
         assert (view.status.state, view.status.holders) == (VmState.STARTING, (h1.id,))
         assert len(await world.events("vm.recovery_failed")) == 1
+        assert await world.events("operation.failed") == [], "nobody is told the same twice"
         states = [one.state for one in await recoveries(world)]
         assert states == [OperationState.RUNNING, OperationState.FAILED], "newest first"
 
