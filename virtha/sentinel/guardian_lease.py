@@ -79,6 +79,9 @@ class LeaseGuardian:
         self._first_of_boot = first_of_boot
         self._session = False
         self._leases: dict[StorageDomainId, DomainLease] = {}
+        self._began = False
+        self._came_later: set[StorageDomainId] = set()
+        """Domains that this guardian did not begin with."""
         self.poisoned = False
         """For good: it is the boot that was poisoned, by any of its mailboxes."""
         self._watchdog = HostWatchdog(nature)
@@ -120,6 +123,7 @@ class LeaseGuardian:
                 continue
             self._times = None
             told += self._fold(event)
+        self._began = True
         if shows_nothing_new and now < self._calm_until:
             return LeaseDecision(wake_at=self._calm_until)
         if self._was_calm:
@@ -263,6 +267,8 @@ class LeaseGuardian:
         if lease is None:
             lease = DomainLease(self._owner, self._boot, event)
             self._leases[event.domain_id] = lease
+            if self._began:
+                self._came_later.add(event.domain_id)
         if lease.state is not LeaseState.UNKNOWN:
             return []
         lease.attach(event, now=self._now, first_of_boot=self._first_of_boot)
@@ -405,9 +411,19 @@ class LeaseGuardian:
         ]
         return min(moments, default=None)
 
+    def _may_bind_unknown(self, lease: DomainLease) -> bool:
+        """A guardian before this one may have promised in its slot, and a copy that the promise is about may be left. Not so where the domain
+        came after this guardian had begun and no QEMU here has disks there: none may be started as long as its lease is not held.
+        Else a domain that can't be read, added by mistake, would end hosts that have nothing to do with it."""
+        if not lease.binds_unknown:
+            return False
+        if lease.domain_id not in self._came_later or self._looked_from is None:
+            return True
+        return any(qemu.may_write_to(lease.domain_id) for qemu in self._qemus.values())
+
     def _plan_watchdog(self) -> list[LeaseCommand]:
         leases = self._leases.values()
-        if not self._first_of_boot and any(lease.binds_unknown for lease in leases):
+        if not self._first_of_boot and any(self._may_bind_unknown(lease) for lease in leases):
             return []  # the watchdog, if it runs, runs out
         promised = [lease.promised_watchdog_ms for lease in leases if lease.promised_watchdog_ms]
         over_at = self._over_at

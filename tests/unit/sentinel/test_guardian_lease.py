@@ -575,12 +575,55 @@ def test_a_guardian_that_restarts_feeds_nothing_while_one_domain_is_unknown() ->
     unread = Unreadable(fault=BlockFault.UNREAD)
     bench = Bench(own=unread, domains=(DS1, DS2), first_of_boot=False, now=9_000)
     bench.step(DomainAttached(domain_id=DS1, index=0, own=own_slot(good_ms=8_900), direct_io=True))
+    # It began with it, so also without a QEMU there that it sees.
+    bench.step(QemusSeen(began_ms=9_000, qemus=()))
     bench.until(15_000)
     assert bench.state(DS1) is LeaseState.HELD
     assert bench.times(ArmWatchdog) == []
     other = own_slot(BootId("boot-0"), domain_id=DS2)
     bench.step(DomainAttached(domain_id=DS2, index=0, own=other, direct_io=True))
     assert len(bench.times(ArmWatchdog)) == 1
+
+
+FOREIGN = Unreadable(fault=BlockFault.FOREIGN)
+
+
+def fed_by_a_restarted_guardian() -> Bench:
+    """With nothing unknown, one QEMU in DS1, and its watchdog taken over."""
+    bench = Bench(own=own_slot(good_ms=8_900), first_of_boot=False, now=9_000)
+    bench.step(QemusSeen(began_ms=9_000, qemus=(qemu(1, DS1),)))
+    assert len(bench.times(ArmWatchdog)) == 1
+    bench.step(WatchdogArmed(timeout_ms=WATCHDOG, no_way_out=True))
+    bench.until(15_000)
+    assert bench.times(FeedWatchdog) and bench.state(DS1) is LeaseState.HELD
+    return bench
+
+
+@pytest.mark.req("F2")
+@pytest.mark.parametrize("own", [FOREIGN, Unreadable(fault=BlockFault.UNREAD)])
+def test_a_domain_that_is_added_and_cannot_be_read_ends_no_host(own: SlotReading) -> None:
+    bench = fed_by_a_restarted_guardian()
+    began = bench.now
+    bench.step(DomainAttached(domain_id=DS2, index=0, own=own, direct_io=True))
+    bench.until(began + 10 * WATCHDOG)
+    fed = [at for at in bench.times(FeedWatchdog) if at >= began]
+    assert len(fed) >= 10 and max(fed) > bench.now - WATCHDOG
+    assert bench.killed() == set() and bench.state(DS2) is LeaseState.UNKNOWN
+
+
+@pytest.mark.req("F9")
+@pytest.mark.parametrize("disks", [(DS2,), (DS1, DS2), ()], ids=["there", "there too", "not known"])
+def test_one_with_a_qemu_there_may_be_promised_and_nothing_is_fed(
+    disks: tuple[StorageDomainId, ...],
+) -> None:
+    bench = fed_by_a_restarted_guardian()
+    bench.step(
+        QemusSeen(began_ms=bench.now, qemus=(qemu(1, DS1), qemu(2, *disks))),
+        DomainAttached(domain_id=DS2, index=0, own=FOREIGN, direct_io=True),
+    )
+    began = bench.now
+    bench.until(began + WATCHDOG)
+    assert [at for at in bench.times(FeedWatchdog) if at > began] == []
 
 
 def test_time_never_goes_back() -> None:
