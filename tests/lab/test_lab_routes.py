@@ -64,7 +64,9 @@ def test_a_host_with_six_guests_dies_and_people_are_told_once(
         assert _to(mails, CALM, mark) == [first, well], "and nothing after it"
 
         print("h2 dies under a silence")
+        mark = mails.mark()
         silence = _silenced(story)
+        _wait_for(mails, CALM, "notify.silence.set", after=mark)  # who silenced what is told itself
         mark = mails.mark()
         hidden = _dies_and_returns(story, "h2", again=True)
         with _hold(story) as held:
