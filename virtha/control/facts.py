@@ -44,6 +44,7 @@ from virtha.store.hosts import (
     save_inventory_timeline,
     save_settled,
 )
+from virtha.store.incidents import recovered_from
 from virtha.store.installations import the_installation
 from virtha.store.store import Store, WriteTransaction
 from virtha.store.vms import VmRow, find_vm, save_vm_status, vms_held_by, vms_with_ids
@@ -149,7 +150,7 @@ class FactRecorder:
         names |= {"name": host.host.name} if body.code.startswith("host.") else {}
         fields = {**names, **body.fields}
         is_history = row is not None and _is_history(host, fact, body, row.status)
-        fields |= {PAST: True} if is_history else {}
+        fields |= {PAST: True} if is_history else await _cause(tx, row)
         event = await add_event(
             tx,
             Event(
@@ -358,6 +359,13 @@ def _is_history(host: HostRow, fact: Fact, body: Happened, status: VmStatus) -> 
     # Where no host holds it nothing runs: a late word of its end is true, one of its start is not.
     held = host_id in status.holders or (not status.holders and code not in _STARTS)
     return code in SOLVES and not (held and counts(status, host_id, mine))
+
+
+async def _cause(tx: WriteTransaction, row: VmRow | None) -> dict[str, str]:
+    """What a host tells of a VM that is on its way back belongs to the failure that it was lost in: there routes group it
+    (W7), wherever it runs now."""
+    found = await recovered_from(tx, row.vm.id) if row is not None else None
+    return {"incident_id": found} if found is not None else {}
 
 
 async def _end_path(tx: WriteTransaction, event: Event) -> None:

@@ -87,6 +87,14 @@ async def paths_of_vms(
     return tuple(decode(VmPath, body) for body in bodies)
 
 
+async def recovered_from(tx: Transaction, vm_id: VmId) -> IncidentId | None:
+    """The host's failure that the VM is being brought back from; of several that which a leader's events of it name as well."""
+    table = incident_vm
+    wanted = (table.c.vm_id == vm_id, table.c.open.is_(True))
+    found = await tx.connection.scalar(select(func.max(table.c.incident_id)).where(*wanted))
+    return IncidentId(found) if found is not None else None
+
+
 async def _bodies(
     tx: Transaction,
     table: Table,

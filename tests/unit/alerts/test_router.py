@@ -97,6 +97,27 @@ def test_the_end_of_the_hosts_failure_heads_the_message_also_when_its_agent_come
     assert "host.agent.up" in codes
 
 
+def test_a_start_that_fails_elsewhere_is_told_with_the_failure_that_it_was_for() -> None:
+    """And not as a trouble of the host where it was tried."""
+    story = Story(by_cause(group_interval_ms=3_600 * S))
+    host_dies(story)
+    story.messages()
+    story.happens("vm.start_failed", "h2", "v1", incident="I")
+    story.happens("vm.start_overdue", "h2", "v2", incident="I")
+    story.after(60)
+    story.happens("vm.started", "h3", "v1", incident="I")
+    story.happens("vm.started", "h3", "v2", incident="I")
+    story.after(60)
+    assert story.messages() == []
+    story.happens("host.reachable", "h1")
+    story.happens("host.returned", "h1", incident="I")
+    story.happens("host.incident_over", "h1", incident="I")
+    story.after(10)
+    ((_, why, kind, codes),) = story.told
+    assert (why, kind, codes[0]) == ("well", "solved", "host.incident_over")
+    assert {"vm.start_failed", "vm.start_overdue", "vm.started"} <= {*codes}
+
+
 def test_another_failure_of_the_same_host_is_another_group() -> None:
     story = Story(by_cause())
     story.happens("host.judged_dead", "h1", incident="I")

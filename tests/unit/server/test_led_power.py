@@ -27,8 +27,8 @@ from virtha.drivers.power_devices import RealPowerDevices
 from virtha.engine.configured import EngineHost
 from virtha.model.errors import InvalidInput, Refused
 from virtha.model.evidence import IdentityMatch
-from virtha.model.facts import HostReport
-from virtha.model.ids import BootId, Revision
+from virtha.model.facts import Happened, HostReport
+from virtha.model.ids import BootId, Revision, VmId
 from virtha.model.operation import Operation, OperationState
 from virtha.model.policy import FencingPolicy, Policy, UntestedDevices
 from virtha.model.power import PowerFeed, PowerLevel
@@ -160,6 +160,41 @@ def test_a_host_that_falls_silent_is_switched_off_and_its_vm_starts_once(
         await it_is_told_from_the_last_beat_to_the_hosts_return(world)
 
     tell(tmp_path, power, story)
+
+
+@pytest.mark.req("W7", "X4")
+def test_what_its_new_host_tells_of_a_vm_on_its_way_back_names_the_failure(
+    tmp_path: Path, power: PlayedPower
+) -> None:
+    """By that routes group it; what is told after it runs is of its own."""
+
+    async def story(world: LedWorld) -> None:
+        await powered(world, command_power("h1-bmc"))
+        web1 = await world.vm()
+        await tells(world, "vm.agent.lost", web1.vm.id)
+        await silent(world)
+        await steps_until(world, started(world), "h2")
+        await tells(world, "vm.start_failed", web1.vm.id)
+        await tells(world, "vm.started", web1.vm.id)
+        await web1_runs_once_on_h2(world)
+        await tells(world, "vm.crashed", web1.vm.id)
+        incident = (await the_incident(world)).incident.id
+        told = {
+            code: (await world.events(code))[-1].fields.get("incident_id")
+            for code in ("vm.agent.lost", "vm.start_failed", "vm.started", "vm.crashed")
+        }
+        assert told == {
+            "vm.agent.lost": None,
+            "vm.start_failed": incident,
+            "vm.started": incident,
+            "vm.crashed": None,
+        }
+
+    tell(tmp_path, power, story)
+
+
+async def tells(world: LedWorld, code: str, vm_id: VmId) -> None:
+    await world.hosts["h2"].tell(Happened(code=code, vm_id=vm_id))
 
 
 @pytest.mark.req("P1", "F5")
