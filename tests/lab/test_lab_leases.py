@@ -5,22 +5,16 @@ No host has a power device here. What ends a host is its watchdog's stand-in, ou
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from lab_slots import Slots, boots
 
-from virtha.agent.identity import load_identity
-from virtha.agent.paths import AgentPaths
-from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.drivers.machine_clock import MachineClock
 from virtha.lab import faults
-from virtha.lab.node import STORAGE_NAME, Node, wait_until
+from virtha.lab.node import wait_until
 from virtha.lab.story import Story, no_restart_limit
 from virtha.model.errors import Failed
-from virtha.model.ids import StorageDomainId
 from virtha.model.policy import LeasePolicy
-from virtha.model.slot import Slot
-from virtha.model.slot_round import slot_index
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 PATIENCE_S = 180.0
@@ -28,47 +22,6 @@ LEASE = LeasePolicy()
 SLACK_MS = 10_000
 RENEWALS_AWAY = 120
 """Two minutes of a server that is away."""
-
-
-class Slots:
-    """As they stand on the storage, read past every host's mount of it."""
-
-    def __init__(self, story: Story) -> None:
-        self._lab = story.lab
-        found = story.api.get(f"/v1/storage-domains/{STORAGE_NAME}")
-        self._id = StorageDomainId(found["domain"]["id"])
-
-    def of(self, host: Node) -> Slot | None:
-        identity = load_identity(AgentPaths(root=str(host.root)))
-        blocks = DirectoryDomain(
-            str(Path(self._lab.directory, "storage", STORAGE_NAME)),
-            installation_id=identity.installation_id,
-            domain_id=self._id,
-        )
-        try:
-            found = blocks.read_slot(slot_index(identity.number))
-        finally:
-            blocks.close()
-        return found if isinstance(found, Slot) else None
-
-    def counter(self, host: Node) -> int:
-        slot = self.of(host)
-        assert slot is not None
-        return slot.counter
-
-    def is_armed(self, host: Node, policy: LeasePolicy) -> bool:
-        """And promises what the policy says, in this boot."""
-        slot = self.of(host)
-        boot = (host.directory / "boot-id").read_text().strip()
-        if slot is None or slot.boot != boot:
-            return False
-        said = slot.declaration
-        return (
-            said.armed
-            and said.direct_io
-            and not said.waived
-            and said.self_fence_after_ms == policy.self_fence_after_ms
-        )
 
 
 @pytest.fixture
@@ -128,10 +81,6 @@ def _web1_runs_on_h1(story: Story, slots: Slots) -> int:
     return story.revision()
 
 
-def _boots(story: Story) -> dict[str, str]:
-    return {host.name: (host.directory / "boot-id").read_text() for host in story.lab.hosts}
-
-
 @pytest.mark.req("F1", "F2")
 def test_a_host_whose_storage_hangs_gives_its_vm_up_and_it_runs_elsewhere(
     story: Story, slots: Slots
@@ -185,7 +134,7 @@ def test_a_server_that_is_away_for_minutes_costs_nobody_anything(
     story.create_vm("web2", host="h2")
     for name in ("web1", "web2"):
         story.wait_agent(name)
-    boots, revision = _boots(story), story.revision()
+    booted, revision = boots(story), story.revision()
     qemus = {host.name: host.qemus() for host in story.lab.hosts}
     faults.kill_server(story.lab)
     wanted = {host.name: slots.counter(host) + RENEWALS_AWAY for host in story.lab.hosts}
@@ -201,7 +150,7 @@ def test_a_server_that_is_away_for_minutes_costs_nobody_anything(
         story.wait_state(name, "running")
         story.wait_agent(name)
     assert {host.name: host.qemus() for host in story.lab.hosts} == qemus
-    assert _boots(story) == boots
+    assert boots(story) == booted
     codes = _codes(story, revision)
     assert not {"host.lease.lost", "host.lease.killed_vm", "host.lease.reset"} & set(codes), codes
     assert not any(host.was_bitten() for host in story.lab.hosts)
@@ -219,7 +168,7 @@ def test_storage_that_hangs_for_all_hosts_costs_no_host_and_no_vm(
     story.create_vm("web2", host="h2")
     for name in ("web1", "web2"):
         story.wait_agent(name)
-    boots, revision = _boots(story), story.revision()
+    booted, revision = boots(story), story.revision()
     qemus = {host.name: host.qemus() for host in story.lab.hosts}
     last = {host.name: slots.of(host) for host in story.lab.hosts}
     for host in story.lab.hosts:
@@ -239,7 +188,7 @@ def test_storage_that_hangs_for_all_hosts_costs_no_host_and_no_vm(
         pause_s=0.5,
     )
     assert {host.name: host.qemus() for host in story.lab.hosts} == qemus
-    assert _boots(story) == boots and all(host.is_on() for host in story.lab.hosts)
+    assert boots(story) == booted and all(host.is_on() for host in story.lab.hosts)
     for host in story.lab.hosts:
         faults.resume_storage(story.lab, host.name)
     wait_until(
