@@ -18,7 +18,9 @@ def tell_replay(config: pytest.Config, whose: str, replayed: Replayed | None) ->
 
 
 def replays_of(config: pytest.Config) -> list[str]:
-    return [f"the journal of {whose}: {told}" for whose, told in config.stash.get(_REPLAYS, {}).items()]
+    return [
+        f"the journal of {whose}: {told}" for whose, told in config.stash.get(_REPLAYS, {}).items()
+    ]
 
 
 @contextlib.contextmanager
