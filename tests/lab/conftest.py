@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from last_words import last_words
 from mending import mend
+from told_replays import replays_of, told_in_the_end
 
 from virtha.lab import lab, state
-from virtha.lab.journals import replayed_lab
 from virtha.lab.lab import Lab
 from virtha.lab.story import Story, no_restart_limit
 
 HOSTS = 2
-REPLAYED = pytest.StashKey[str]()
 LAB_PATTERN = re.compile(r"/tmp/virtha-lab-test-(?:[a-z]+-)?(\d+)$")
 
 
@@ -35,8 +34,8 @@ def pytest_runtest_makereport(
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if REPLAYED in config.stash:
-        terminalreporter.write_line(f"the lab's journal: {config.stash[REPLAYED]}")
+    for line in replays_of(config):
+        terminalreporter.write_line(line)
 
 
 def _take_down_orphans() -> None:
@@ -52,12 +51,8 @@ def built_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """An error in the end, unless its engine's journal, replayed, decides the same."""
     _take_down_orphans()
     directory = Path(f"/tmp/virtha-lab-test-{os.getpid()}")
-    keep_files = bool(os.environ.get("VIRTHA_LAB_KEEP_FILES"))
-    with replayed_lab(directory, hosts=HOSTS, keep_files=keep_files) as journals:
-        yield journals.lab
-        if request.session.exitstatus == pytest.ExitCode.INTERRUPTED:
-            journals.leave_unread()
-    request.config.stash[REPLAYED] = str(journals.replayed)
+    with told_in_the_end(request, "the lab", directory, hosts=HOSTS) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

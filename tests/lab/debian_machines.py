@@ -4,6 +4,7 @@ Each has a network namespace of its own on a switch that leads nowhere, a disk o
 boot id per boot, and as a host a BMC (ipmi_sim), a watchdog outside of it and a FUSE mount of the shared storage. Only
 while a page's own installation lines run is the machine's network there. All processes are in the machines' network
 namespaces and all mounts in mount namespaces of theirs, so that ``lab.down`` finds what a killed run left behind.
+The journals of the server are on its machine's disk (``Machine.changes``), where the tests of the guide replay them.
 """
 
 import contextlib

@@ -3,16 +3,22 @@
 import time
 
 import pytest
+from event_times import seconds_after
 from fenced import fenced
+from lab_slots import Slots
 
 from virtha.lab import faults
+from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
 from virtha.lab.node import wait_until
 from virtha.lab.records import begin_writing
-from virtha.lab.story import BY_COMMAND, Story
+from virtha.lab.story import BY_COMMAND, Story, no_restart_limit
+from virtha.model.policy import LeasePolicy
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
 RECOVERED_S = 150.0
+ISOLATED_S = 5.0
+LEASE = LeasePolicy(**no_restart_limit()["lease"])
 
 
 def _codes(story: Story, after: int) -> list[str]:
@@ -122,15 +128,53 @@ def test_a_host_without_its_network_whose_vm_writes_is_left_alone(story: Story) 
             pause_s=0.2,
         )
         assert made["h1"].orders() == [], "asked whether it is on, and nothing else"
-        faults.heal_net(story.lab, "h1")
+        _comes_back_untouched(story, revision)
 
-        def is_back() -> bool:
-            told = _codes(story, revision)
-            assert {"host.judged_dead", "fence.began", "vm.recovery_started"}.isdisjoint(told), told
-            return "host.answers_again" in told
 
-        wait_until(is_back, "h1 is back", timeout_s=RECOVERED_S, pause_s=0.2)
-        assert story.lab.copies_of("web1") == ["h1"]
+@pytest.mark.req("F1", "F2")
+def test_a_host_without_its_network_that_keeps_its_lease_is_told_as_isolated_at_once(
+    story: Story,
+) -> None:
+    """Its neighbour sees on the storage that it lives, long before anybody would judge it dead."""
+    slots = Slots(story)
+    with fenced(story) as made:
+        wait_until(
+            lambda: all(slots.is_armed(host, LEASE) for host in story.lab.hosts),
+            "each host keeps its lease",
+            timeout_s=RECOVERED_S,
+            pause_s=0.2,
+        )
+        story.create_vm("web1", host="h1")
+        story.wait_agent("web1")
+        begin_writing(story, "web1", pause_s=0.5)
+        revision, began_s = story.revision(), time.time()
+        faults.cut_net(story.lab, "h1")
+        told: list[Json] = []
+
+        def is_told() -> bool:
+            told[:] = story.api.events(after=revision, code="host.isolated")
+            return bool(told)
+
+        wait_until(is_told, "h1 is told as isolated", timeout_s=RECOVERED_S, pause_s=0.1)
+        after_s = seconds_after(began_s, told[0])
+        print(f"isolated {after_s:.2f} s after the cut")
+        assert after_s <= ISOLATED_S, told
+        assert story.api.get("/v1/hosts/h1")["verdict"] == "isolated"
+        _comes_back_untouched(story, revision)
+        assert made["h1"].orders() == [] and made["h2"].orders() == []
+
+
+def _comes_back_untouched(story: Story, revision: int) -> None:
+    """With its network; nobody was judged dead, fenced or recovered."""
+    faults.heal_net(story.lab, "h1")
+
+    def is_back() -> bool:
+        told = _codes(story, revision)
+        assert {"host.judged_dead", "fence.began", "vm.recovery_started"}.isdisjoint(told), told
+        return "host.answers_again" in told
+
+    wait_until(is_back, "h1 is back", timeout_s=RECOVERED_S, pause_s=0.2)
+    assert story.lab.copies_of("web1") == ["h1"]
 
 
 def _engine_says(story: Story, host: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The guide, followed by its words on bare Debian machines: wheel, systemd units, a first cluster up to a pulled plug."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from debian_machines import ROOT, Bmc, Machine, Machines, wait_for
+from event_times import seconds_after
 from guide_page import Block, is_seen, read_page
 from terminal import Said
+from told_replays import tell_replay
 
 from virtha.lab.image import tiny_image
+from virtha.lab.journals import ServerJournals
 from virtha.lab.namespaces import ProcessId, command_line, processes_with_init
 from virtha.lab.node import qemu_guest, wait_until
 
@@ -26,6 +30,8 @@ _TOKEN = re.compile(r"virtha-join\.[A-Za-z0-9-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+")
 _PLACEHOLDER = "virtha-join.…"
 WATCHDOG_S = 15.0
 """Longer than the default of ``lease.watchdog``."""
+RUNS_AGAIN_S = 60.0
+"""After both plugs of its host were pulled, by the page's own word."""
 
 
 class Reader:
@@ -182,6 +188,14 @@ def unit_states(machine: Machine) -> dict[str, str]:
     return {words[0]: words[1] for words in map(str.split, listed.splitlines())}
 
 
+def journals_decide_the_same(request: pytest.FixtureRequest, server: Machine) -> None:
+    """Those of the page's server, on its disk, replayed by this program: its wheel was built of the same sources (X2)."""
+    journals = ServerJournals(server.changes, server.directory / "replayed")
+    replayed = journals.replay()
+    tell_replay(request.config, f"{request.node.name}'s server", replayed)
+    assert replayed.is_the_same, replayed
+
+
 class Installation:
     """What is looked at while install.md is followed."""
 
@@ -268,7 +282,10 @@ class Installation:
 
 @pytest.mark.bad_input("unit that is missing", story=True)
 def test_installing_upgrading_and_removing(
-    machines: Machines, installed: dict[str, list[Path]], storage: Path
+    machines: Machines,
+    installed: dict[str, list[Path]],
+    storage: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """One server, one host, under a real systemd."""
     server = machines.server("virtha", installed["server"])
@@ -277,6 +294,7 @@ def test_installing_upgrading_and_removing(
     machines.boot()
     looked = Installation(server, host)
     follow_page(Reader(server, [host]), "install.md", looked.arrive_at, looked.leave)
+    journals_decide_the_same(request, server)
 
 
 class FirstCluster:
@@ -306,6 +324,7 @@ class FirstCluster:
     def _pull_the_plug(self) -> None:
         """BMC and host, without a word; the VM must run elsewhere, once."""
         assert len(qemus(self.hosts[0])) == 1
+        began_s = time.time()
         self.machines.bmcs["h1"].stop()
         self.hosts[0].cut_power()
         wait_until(
@@ -315,10 +334,19 @@ class FirstCluster:
             pause_s=0.5,
         )
         assert sum(len(qemus(host)) for host in self.hosts[1:]) == 1
+        asked = "virtha event list --vm web1 --code vm.recovered -o json"
+        wait_for(self.server, f"{asked} | grep -q vm.recovered")
+        (told,) = json.loads(self.server.ask(asked).stdout)
+        after_s = seconds_after(began_s, told)
+        print(f"web1 ran elsewhere {after_s:.1f} s after the plug was pulled")
+        assert after_s <= RUNS_AGAIN_S, "the page says: within a minute"
 
 
 def test_first_cluster_up_to_a_pulled_plug(
-    machines: Machines, installed: dict[str, list[Path]], storage: Path
+    machines: Machines,
+    installed: dict[str, list[Path]],
+    storage: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     server = machines.server("virtha", installed["server"])
     hosts = [machines.host(number, installed["host"], storage) for number in (1, 2, 3)]
@@ -330,3 +358,4 @@ def test_first_cluster_up_to_a_pulled_plug(
     follow_page(
         Reader(server, hosts), "first-cluster.md", done_by_hand.arrive_at, done_by_hand.leave
     )
+    journals_decide_the_same(request, server)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from mending import mend
+from told_replays import told_in_the_end
 
-from virtha.lab import lab
 from virtha.lab.lab import Lab
 from virtha.lab.scenario_player import ScenarioPlayer
 from virtha.lab.story import Story, no_restart_limit
@@ -46,12 +46,10 @@ def stories(story: Story) -> Iterator[Story]:
 
 
 @pytest.fixture(scope="module")
-def lab_of_three() -> Iterator[Lab]:
+def lab_of_three(request: pytest.FixtureRequest) -> Iterator[Lab]:
     directory = Path(f"/tmp/virtha-lab-test-stories-{os.getpid()}")
-    try:
-        yield lab.up(directory, hosts=3)
-    finally:
-        lab.down(directory, keep_files=bool(os.environ.get("VIRTHA_LAB_KEEP_FILES")))
+    with told_in_the_end(request, "the three hosts' lab", directory, hosts=3) as made:
+        yield made
 
 
 @pytest.fixture

@@ -212,7 +212,10 @@ class Demo:
             holds=loss.took_s <= HOST_LOSS_S,
         )
         self._figure(
-            "host_vms_recovered", "VMs of the lost host that run", len(loss.lost), holds=True
+            "host_vms_recovered",
+            f"of {len(loss.lost)} VMs of the lost host run elsewhere, once",
+            len(loss.recovered),
+            holds=len(loss.recovered) == len(loss.lost) > 0,
         )
         self._figure(
             "double_runs", "disks with two writers", loss.double_runs, holds=loss.double_runs == 0

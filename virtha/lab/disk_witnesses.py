@@ -1,14 +1,16 @@
 """Who writes to the disks of VMs, asked of the kernel alone: libvirt and agents may be dead meanwhile.
 
 Two witnesses at once. Which hosts' storage wrote to each file, in order (fanotify on the file behind the FUSE mounts: the
-one that writes is the host's FUSE process). And which QEMUs hold QEMU's own write lock of the image; a live migration's target
+one that writes is the host's FUSE process); a thread of its own reads that at once, for writes of one process to one file that nobody has
+read in between may be told as one. And which QEMUs hold QEMU's own write lock of the image; a live migration's target
 takes it when its source has let it go.
 """
 
 import os
+import selectors
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from virtha.lab.lab import Lab
@@ -79,7 +81,10 @@ class DiskWitnesses:
         self._qemus: dict[str, dict[str, ProcessId]] = {}
         """Per VM, host by host."""
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="disk-witnesses", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._until_over, args=(watch,), name=name, daemon=True)
+            for watch, name in ((self._hear, "disk-writes"), (self._look, "disk-locks"))
+        ]
         self._notices = -1
         self.looks = 0
         self.error: BaseException | None = None
@@ -88,28 +93,39 @@ class DiskWitnesses:
         self._notices = watch_writes([disk.file for disk in self.of.values()])
         self._files = {identity(disk.file.stat()): disk for disk in self.of.values()}
         self._look_at_hosts()
-        self._thread.start()
+        for one in self._threads:
+            one.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(30)
+        for one in self._threads:
+            one.join(30)
+        self._until_over(self._read_notices)  # what came as it was told to end
         os.close(self._notices)
 
-    def _watch(self) -> None:
+    def _until_over(self, watch: Callable[[], None]) -> None:
         try:
-            looked_s = 0.0
-            while not self._over.wait(LOOK_S):
-                if time.monotonic() > looked_s + HOSTS_LOOK_S:
-                    self._look_at_hosts()
-                    looked_s = time.monotonic()
-                self._read_notices()
-                for disk in self.of.values():
-                    self._look_at_locks(disk)
-                self.looks += 1
-            self._read_notices()  # what came as it was told to end
+            watch()
         except BaseException as error:
             self.error = error
+
+    def _hear(self) -> None:
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._notices, selectors.EVENT_READ)
+            while not self._over.is_set():
+                if ready.select(HOSTS_LOOK_S):
+                    self._read_notices()
+
+    def _look(self) -> None:
+        looked_s = 0.0
+        while not self._over.wait(LOOK_S):
+            if time.monotonic() > looked_s + HOSTS_LOOK_S:
+                self._look_at_hosts()
+                looked_s = time.monotonic()
+            for disk in self.of.values():
+                self._look_at_locks(disk)
+            self.looks += 1
 
     def _look_at_hosts(self) -> None:
         qemus: dict[str, dict[str, ProcessId]] = {vm: {} for vm in self.of}

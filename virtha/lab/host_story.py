@@ -28,6 +28,8 @@ VMS_MIN = 4
 class HostLoss(Value, frozen=True, kw_only=True):
     lost: tuple[str, ...]
     """Names of the VMs that ran there."""
+    recovered: tuple[str, ...]
+    """Those of them that run on another host, once, and were written to from there alone."""
     took_s: float
     """From the cut to the moment when the last of them runs elsewhere."""
     double_runs: int
@@ -62,8 +64,17 @@ class HostStory:
             self._wait_answers(victim, lost)
             self._returns(victim)
         self._show_incident(victim)
+        self._check_disks(witnesses, victim, homes)
+        of = witnesses.of
         return HostLoss(
-            lost=lost, took_s=took_s, double_runs=self._double_runs(witnesses, victim, homes)
+            lost=lost,
+            recovered=tuple(
+                vm
+                for vm in lost
+                if runs_elsewhere_once(self._lab.copies_of(vm), of[vm].writers, victim=victim)
+            ),
+            took_s=took_s,
+            double_runs=sum(disk.double_runs for disk in of.values()),
         )
 
     def _four_vms(self, victim: str) -> list[str]:
@@ -144,18 +155,22 @@ class HostStory:
         for line in self._lab.virtha("incident", "show", found).splitlines():
             self._steps.say(f"  {line}")
 
-    def _double_runs(self, witnesses: DiskWitnesses, victim: str, homes: Mapping[str, str]) -> int:
-        """``homes``: where each VM ran before the cut. Raises Failed where one runs twice, nowhere, or where it should not."""
+    def _check_disks(self, witnesses: DiskWitnesses, victim: str, homes: Mapping[str, str]) -> None:
+        """``homes``: where each VM ran before the cut. Raises Failed where one that had nothing to do with it is not there, or twice; those of
+        the lost host are counted."""
         if witnesses.error is not None:
             raise Failed(f"the witness of the disks ended: {witnesses.error!r}")
         for vm, disk in witnesses.of.items():
-            self._steps.say(f"  disk of {vm}: written by {', then '.join(disk.writers)}")
             copies = self._lab.copies_of(vm)
-            if not runs_once_where_it_should(copies, home=homes[vm], victim=victim):
+            self._steps.say(
+                f"  disk of {vm}: written by {', then '.join(disk.writers)}; runs on {copies}"
+            )
+            if homes[vm] != victim and copies != [homes[vm]]:
                 raise Failed(f"{vm} runs on {copies}, before the cut on {homes[vm]}")
-        return sum(disk.double_runs for disk in witnesses.of.values())
 
 
-def runs_once_where_it_should(copies: Sequence[str], *, home: str, victim: str) -> bool:
-    """``copies``: the hosts with a QEMU of a VM that ran on ``home``. Those of the lost host run elsewhere, the others where they were."""
-    return len(copies) == 1 and (copies[0] != victim if home == victim else copies[0] == home)
+def runs_elsewhere_once(copies: Sequence[str], writers: Sequence[str], *, victim: str) -> bool:
+    """A VM of the lost host. ``copies``: the hosts with a QEMU of it; ``writers``: whose storage wrote to its disk, from before the cut on."""
+    if len(copies) != 1 or copies[0] == victim:
+        return False
+    return set(writers) - {victim} == {copies[0]} and writers[-1] == copies[0]

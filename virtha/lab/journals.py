@@ -1,4 +1,4 @@
-"""Each real journal of a lab, run through the very program that wrote it: the same has to be decided again (X2).
+"""Each real journal of a lab or of another server, run through the very program that wrote it: the same has to be decided again (X2).
 
 Journals are a bounded ring and go with their lab: what is not replayed before its `down` was never looked at.
 """
@@ -68,32 +68,22 @@ class Replayed(Value, frozen=True, kw_only=True):
         return "; ".join([*words, *self.broken])
 
 
-class Journals:
-    """Of one lab. A segment that is complete is replayed once, however often all of them are asked for: so those of a long run don't
-    go out of the ring unread. ``out``: where what `virtha replay` says is kept, a file per segment."""
+class ServerJournals:
+    """Of one server, wherever its files are. A segment that is complete is replayed once, however often all of them are asked for: so
+    those of a long run don't go out of the ring unread. ``out``: where what `virtha replay` says is kept, a file per segment."""
 
-    def __init__(self, made: Lab, out: Path | None = None) -> None:
-        self.lab = made
-        self._out = out or made.directory / DIRECTORY
+    def __init__(self, root: Path, out: Path) -> None:
+        self._rings = ServerPaths(root).journals
+        self._out = out
         self.replayed: Replayed | None = None
         """The last time that all were."""
         self._known: dict[Path, Replayed] = {}
         self._complete: set[Path] = set()
-        self._left_unread = False
-
-    def leave_unread(self) -> None:
-        """By a run that was interrupted, and has to end soon: it shows nothing anyway."""
-        self._left_unread = True
-
-    @property
-    def are_wanted(self) -> bool:
-        return not self._left_unread
 
     def replay(self) -> Replayed:
         """All that was written so far; the server may run. Raises Failed when a replay says nothing that can be read."""
-        rings = ServerPaths(self.lab.server.root).journals
         total = Replayed()
-        for ring in sorted(rings.iterdir()) if rings.exists() else ():
+        for ring in sorted(self._rings.iterdir()) if self._rings.exists() else ():
             total += self._replay_ring(ring)
         self.replayed = total
         return total
@@ -112,6 +102,23 @@ class Journals:
         # They are counted from 1 on over the ring's whole life.
         written = int(paths[-1].stem) if paths else 0
         return sum(known, Replayed(gone=written - len(known)))
+
+
+class Journals(ServerJournals):
+    """Of one lab."""
+
+    def __init__(self, made: Lab, out: Path | None = None) -> None:
+        super().__init__(made.server.root, out or made.directory / DIRECTORY)
+        self.lab = made
+        self._left_unread = False
+
+    def leave_unread(self) -> None:
+        """By a run that was interrupted, and has to end soon: it shows nothing anyway."""
+        self._left_unread = True
+
+    @property
+    def are_wanted(self) -> bool:
+        return not self._left_unread
 
 
 def replay_segment(path: Path, log: Path) -> Replayed | None:

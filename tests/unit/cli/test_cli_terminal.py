@@ -156,6 +156,47 @@ def test_that_a_host_is_off_is_confirmed_by_its_name(
     assert len(api.calls("DELETE")) == (code == 0)
 
 
+@pytest.mark.req("F9")
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        ("h1\n", 0, "host h1 is taken for dead"),
+        ("h2\n", 2, "'h2' is not h1; nothing was done"),
+        ("yes\n", 2, "'yes' is not h1; nothing was done"),
+        ("\x04", 1, "nothing was done"),
+    ],
+    ids=["its name", "another's name", "yes", "end of input"],
+)
+def test_that_a_host_is_dead_is_confirmed_by_its_name(
+    typed: str, code: int, said: str, api: Api, terminal: Start
+) -> None:
+    """Asked for by its id: the name to type is what the ticket says, with what it would be about."""
+    ticket = {
+        "ticket": "t1",
+        "host_id": "id-of-h1",
+        "host": "h1",
+        "boot": "b1",
+        "incident": 3,
+        "vms": ["web1", "web2"],
+        "valid_ms": 600_000,
+    }
+    path = "/v1/hosts/id-of-h1/confirm-dead"
+    api.on("POST", "/v1/hosts/id-of-h1/death-tickets", Answer(ticket, status=201))
+    api.on("POST", path, {"host_id": "id-of-h1", "host": "h1", "boot": "b1", "incident": 3})
+    shown = terminal("host", "confirm-dead", "id-of-h1", NO_COLOR="1")
+    shown.wait_for("Type the name, h1, to go on: ")
+    warning = shown.text.replace("\r\n", "")
+    assert "web1, web2" in warning and "each of them runs twice" in warning
+    assert api.calls("POST", path) == [], "nothing before its name is typed"
+    shown.type(typed)
+    assert shown.end() == code
+    assert said in shown.text.replace("\r\n", "")
+    bodies = [call.body for call in api.calls("POST", path)]
+    given = {"ticket": "t1", "name": "h1", "force_reason": None}
+    assert bodies == ([given] if code == 0 else [])
+
+
 @pytest.mark.req("L6")
 @pytest.mark.parametrize("trusted", [True, False])
 def test_login_shows_the_fingerprint_and_asks(

@@ -24,7 +24,8 @@ def downs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setenv("VIRTHA_LAB", str(directory))
     monkeypatch.delenv("KEEP", raising=False)
-    monkeypatch.setattr(demo.lab, "up", lambda *_, **__: SimpleNamespace(directory=directory))
+    made = SimpleNamespace(directory=directory, server=SimpleNamespace(root=directory))
+    monkeypatch.setattr(demo.lab, "up", lambda *_, **__: made)
     monkeypatch.setattr(
         demo.lab, "down", lambda *_, keep_files=False, **__: found.append(keep_files)
     )

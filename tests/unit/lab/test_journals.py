@@ -13,7 +13,7 @@ from journalled_play import confirmed_death
 
 from virtha.engine.journal import SegmentReader, SegmentWriter
 from virtha.lab import journals, lab, state
-from virtha.lab.journals import Journals, Replayed, read_replay, replayed_lab
+from virtha.lab.journals import Journals, Replayed, ServerJournals, read_replay, replayed_lab
 from virtha.lab.lab import Lab
 from virtha.model.errors import Failed
 from virtha.model.time import Millis
@@ -85,6 +85,20 @@ def test_all_segments_are_replayed_and_those_that_are_complete_once(
     (ring / "00000001.journal").unlink()
     assert found.replay() == whole, "it went out of the ring, and was replayed before"
     assert replayed == ["00000002"]
+
+
+def test_a_server_that_is_in_no_lab_has_its_journals_replayed_where_its_disk_is(
+    tmp_path: Path, story: list[bytes]
+) -> None:
+    """One ring per cluster."""
+    for number, segment in enumerate(story, 1):
+        ring = ServerPaths(tmp_path / "disk").journals / f"c{number}"
+        ring.mkdir(parents=True)
+        _put(ring, 1, segment)
+    found = ServerJournals(tmp_path / "disk", tmp_path / "out").replay()
+    assert found == Replayed(turns=sum(_turns(one) for one in story)) and found.is_the_same
+    assert len(list((tmp_path / "out").iterdir())) == 2, "what each replay said is kept"
+    assert not (tmp_path / "disk" / "replayed").exists()
 
 
 def test_what_went_out_of_the_ring_unread_was_not_replayed(

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,3 +224,33 @@ def test_what_is_written_as_the_witnesses_of_disks_are_told_to_end_counts(tmp_pa
         assert witnesses._over.wait(PATIENCE_S)
     assert witnesses.error is None
     assert witnesses.of["web1"].writers == [f"process {os.getpid()}"]
+
+
+def test_the_witnesses_of_disks_hear_of_each_write_while_a_look_at_locks_takes_long(
+    tmp_path: Path,
+) -> None:
+    """The kernel tells writes of one process that nobody has read in between as one: a writer that came back would not be seen."""
+    made, image = _own_writes(tmp_path)
+    shown = threading.Event()
+
+    class Slow(DiskWitnesses):
+        def _look_at_locks(self, disk: DiskStory) -> None:
+            assert shown.wait(2 * PATIENCE_S)
+
+    def heard(writers: int) -> None:
+        story = witnesses.of["web1"]
+        wait_until(lambda: len(story.writers) == writers, f"writer {writers}", timeout_s=PATIENCE_S)
+
+    with Slow(made, {"web1": image.name}) as witnesses:
+        image.write_bytes(b"first")
+        heard(1)
+        with subprocess.Popen(["sh", "-c", 'echo x >> "$0"', str(image)]) as other:
+            pass
+        heard(2)
+        image.write_bytes(b"last")
+        heard(3)
+        assert witnesses.looks == 0
+        shown.set()
+    assert witnesses.error is None
+    ours = f"process {os.getpid()}"
+    assert witnesses.of["web1"].writers == [ours, f"process {other.pid}", ours]
