@@ -11,6 +11,7 @@ from virtha.api.ovirt.search import Anything, Words, fits
 from virtha.api.ovirt.vm_body import refuse_other_machine, refuse_unkept, watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
 from virtha.control.requests import SearchQuery, TemplateCreate
+from virtha.control.searching import OVIRT_STATUS
 from virtha.control.views import TemplateView, VmView
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.watchdog import Watchdog
@@ -20,7 +21,7 @@ BLANK_WORDS: Words = {
     "name": BLANK_NAME,
     "id": BLANK,
     "description": "Blank template",
-    "status": "ready",
+    OVIRT_STATUS: "ok",
     "cluster": Anything.FITS,
     "datacenter": Anything.FITS,
 }
