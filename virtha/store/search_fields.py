@@ -268,6 +268,9 @@ _VM_FIELDS = (
 _HOST_FIELDS = (
     _text("name", "its name", _column("host", "name"), free=True),
     _text("id", "its id", _column("host", "id")),
+    _text(
+        "address", "the same as its name, as oVirt's clients are shown it", _column("host", "name")
+    ),
     _count("number", "the number that counts up", _column("host", "number")),
     _words(
         "status",

@@ -289,6 +289,7 @@ async def _places(tx: WriteTransaction, world: World) -> None:
         values = {
             "name": name,
             "id": host.id,
+            "address": name,
             "number": number,
             "status": state.value,
             "ovirt_status": shown,

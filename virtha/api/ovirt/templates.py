@@ -5,7 +5,7 @@ from msgspec import UNSET
 from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import listed, the_search
-from virtha.api.ovirt.operations import waited
+from virtha.api.ovirt.operations import status_of_addition, waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put, searched
 from virtha.api.ovirt.search import Anything, Words, fits
 from virtha.api.ovirt.vm_body import refuse_other_machine, refuse_unkept, watchdog_of
@@ -86,9 +86,9 @@ async def add_template(call: Call) -> Reply:
     operation = await call.control.templates.create(
         call.caller, request, watchdog=watchdog_of(body)
     )
-    await waited(call, operation)
+    status = status_of_addition(await waited(call, operation))
     made = await call.control.templates.get(body["name"])
-    return Reply(shape="template", body=template_node(made), status=201)
+    return Reply(shape="template", body=template_node(made), status=status)
 
 
 async def _check_cluster(call: Call, vm: VmView) -> None:
