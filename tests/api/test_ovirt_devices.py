@@ -117,7 +117,7 @@ def test_a_card_is_on_the_network_that_its_id_says(play: Play) -> None:
             )
         ):
             made = await send(world, "POST", "/vms?async=true", new.format(f"v{number}", said))
-            assert made.status_code == 201, made.text
+            assert made.status_code == 202, made.text
             (nic,) = (await world.ok("GET", f"/v1/vms/v{number}"))["vm"]["nics"]
             assert (nic["bridge"], nic["name"]) == ("br0", "nic1")
         for said, field in (
@@ -278,7 +278,7 @@ def test_a_thin_vm_says_which_template_its_disks_need(play: Play) -> None:
         body = "<vm><name>{}</name><cluster><name>default</name></cluster><template><name>t1</name></template></vm>"
         for name, clone in (("thin", "false"), ("full", "true")):
             made = await send(world, "POST", f"/vms?async=true&clone={clone}", body.format(name))
-            assert made.status_code == 201, made.text
+            assert made.status_code == 202, made.text
             last = await answer_orders(world, joined["host_id"], last)
         template = (await world.ok("GET", "/v1/templates"))["items"][0]["template"]["id"]
         vms = reader.Reader.read((await send(world, "GET", "/vms?follow=template")).text)

@@ -172,7 +172,7 @@ def test_protection_that_is_not_kept_is_refused_by_name(play: Play) -> None:
                         "error_handling.on_error",
                         "<error_handling><on_error>do_not_migrate</on_error></error_handling>",
                     ),
-                    ("ha_reservation", "<ha_reservation>false</ha_reservation>"),
+                    ("ha_reservation", "<ha_reservation>true</ha_reservation>"),
                     (
                         "fencing_policy.skip_if_sd_active.enabled",
                         "<fencing_policy><skip_if_sd_active><enabled>false</enabled></skip_if_sd_active></fencing_policy>",

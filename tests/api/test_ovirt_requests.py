@@ -45,7 +45,7 @@ async def one_vm(world: World) -> str:
     body = f"""<vm><name>web1</name><cluster><name>default</name></cluster>
         <template id="{BLANK}"/><nics><nic><network><name>br0</name></network></nic></nics></vm>"""
     answer = await send(world, "POST", "/vms?async=true", body)
-    assert answer.status_code == 201, answer.text
+    assert answer.status_code == 202, answer.text
     await answer_orders(world, joined["host_id"], 2)
     return re.search(r'<vm href="[^"]*" id="([^"]*)"', answer.text)[1]
 

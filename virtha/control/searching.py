@@ -12,10 +12,13 @@ from virtha.control.requests import SearchQuery
 from virtha.model.errors import InvalidInput
 from virtha.model.time import UtcMillis
 from virtha.search import Query, parse, print_query
+from virtha.search.vocabulary import Vocabulary
 from virtha.store.search import Place, Wanted, find
 from virtha.store.search import too_costly as too_costly
+from virtha.store.search_fields import CLIENTS_VOCABULARY as CLIENTS_VOCABULARY
 from virtha.store.search_fields import VOCABULARY
 from virtha.store.search_source import Condition, Rows
+from virtha.store.search_status import OVIRT_STATUS as OVIRT_STATUS
 from virtha.store.store import Transaction
 
 Besides = Callable[[Rows], Sequence[Condition]]
@@ -28,9 +31,11 @@ class Keys(NamedTuple):
     next: str | None
 
 
-def read_search(text: str, noun: str, *, after: object) -> Query:
+def read_search(
+    text: str, noun: str, *, after: object, vocabulary: Vocabulary = VOCABULARY
+) -> Query:
     """Raises InvalidInput (`problem.search.syntax`; a numbered page that goes on from a cursor)."""
-    query = parse(text, VOCABULARY, noun)
+    query = parse(text, vocabulary, noun)
     if query.page is not None and after is not None:
         raise InvalidInput(
             "a page is asked for by its number in the search, or by a cursor",

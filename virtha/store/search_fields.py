@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from virtha.model.codes import Severity
 from virtha.model.host import HostState
+from virtha.model.ovirt_words import HOST_WORDS, TEMPLATE_WORDS, VM_WORDS, other_names
 from virtha.model.policy import PermissionGrade
 from virtha.model.template import TemplateState
 from virtha.model.user import Role
@@ -33,21 +34,10 @@ from virtha.store.search_source import (
     plain,
     through,
 )
+from virtha.store.search_status import OVIRT_STATUS, ovirt_status_fields
 
 VMS, HOSTS, TEMPLATES = "Vms", "Hosts", "Templates"
 EVENTS, CLUSTERS, STORAGE, USERS = "Events", "Clusters", "Storage", "Users"
-_VM_STATES = {
-    "up": VmState.RUNNING,
-    "powering_up": VmState.STARTING,
-    "wait_for_launch": VmState.STARTING,
-    "powering_down": VmState.STOPPING,
-    "not_responding": VmState.UNKNOWN,
-}
-_HOST_STATES = {
-    "non_responsive": HostState.UNREACHABLE,
-    "non_operational": HostState.AGENT_DOWN,
-}
-_TEMPLATE_STATES = {"ok": TemplateState.READY}
 _SEVERITIES = {"normal": Severity.INFO}
 
 
@@ -219,13 +209,19 @@ def _cluster_of(table: str) -> tuple[SearchField, SearchField]:
     )
 
 
+_VM_STATUS, _HOST_STATUS, _TEMPLATE_STATUS = ovirt_status_fields()
 _VM_FIELDS = (
     _text("name", "its name", _column("vm", "name"), free=True),
     _text("id", "its id", _column("vm", "id")),
     _text("description", "the remark", _column("vm", "description"), free=True),
     _words(
-        "status", "its state, as shown", _column("vm_status", "state"), VmState, also=_VM_STATES
+        "status",
+        "its state, as shown",
+        _column("vm_status", "state"),
+        VmState,
+        also=other_names(VM_WORDS),
     ),
+    _VM_STATUS,
     _text(
         "host",
         "the host where it runs, or last ran",
@@ -272,10 +268,18 @@ _VM_FIELDS = (
 _HOST_FIELDS = (
     _text("name", "its name", _column("host", "name"), free=True),
     _text("id", "its id", _column("host", "id")),
+    _text(
+        "address", "the same as its name, as oVirt's clients are shown it", _column("host", "name")
+    ),
     _count("number", "the number that counts up", _column("host", "number")),
     _words(
-        "status", "how it answers", _column("host_status", "state"), HostState, also=_HOST_STATES
+        "status",
+        "how it answers",
+        _column("host_status", "state"),
+        HostState,
+        also=other_names(HOST_WORDS),
     ),
+    _HOST_STATUS,
     *_cluster_of("host"),
     _count("active_vms", "how many VMs it may hold", _vms_held),
     _count(
@@ -302,8 +306,9 @@ _TEMPLATE_FIELDS = (
         "its state",
         _body("template", "state"),
         TemplateState,
-        also=_TEMPLATE_STATES,
+        also=other_names(TEMPLATE_WORDS),
     ),
+    _TEMPLATE_STATUS,
     *_cluster_of("template"),
     _count("memory", "its memory", _number("template", "memory_bytes"), Kind.SIZE),
     _count("vcpus", "its virtual processors", _number("template", "vcpus")),
@@ -529,3 +534,10 @@ _ALL = (
 SEARCHED: dict[str, Searched] = {one.name: one for one in _ALL}
 VOCABULARY: dict[str, Noun] = {one.name: one.noun for one in _ALL}
 """What the parser knows of it."""
+CLIENTS_VOCABULARY: dict[str, Noun] = {
+    name: replace(noun, fields={**noun.fields, "status": replace(shown, name="status")})
+    if (shown := noun.fields.get(OVIRT_STATUS)) is not None
+    else noun
+    for name, noun in VOCABULARY.items()
+}
+"""As oVirt's clients know it: ``status`` is what they are shown."""

@@ -61,7 +61,7 @@ def through(
     )
 
 
-def from_body(body: ColumnElement[Any], *path: str) -> ColumnElement[Any]:
+def from_body(body: ColumnElement[Any], *path: str | int) -> ColumnElement[Any]:
     """A value of a record's JSON: for small tables, and for what is looked at few rows at a time."""
     found: ColumnElement[Any] = _in_body(body, path).as_string()
     return found
@@ -72,7 +72,7 @@ def number_from_body(body: ColumnElement[Any], *path: str) -> ColumnElement[Any]
     return found
 
 
-def _in_body(body: ColumnElement[Any], path: tuple[str, ...]) -> Any:
+def _in_body(body: ColumnElement[Any], path: tuple[str | int, ...]) -> Any:
     return type_coerce(body, JSON)[path if len(path) > 1 else path[0]]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from msgspec import UNSET
 from search_oracle import Row
 
+from virtha.engine.events import SaveHost
+from virtha.engine.records import Drain, HostRecord
 from virtha.model.codes import Severity
 from virtha.model.event import Event
 from virtha.model.host import (
@@ -33,6 +35,7 @@ from virtha.model.ids import (
 )
 from virtha.model.incident import HostIncident, IncidentCause, VmPath
 from virtha.model.machine import MachineType
+from virtha.model.operation import Operation
 from virtha.model.policy import PermissionGrade
 from virtha.model.policy.document import FIELD_TABLE
 from virtha.model.policy.profiles import PROFILES, Profile
@@ -43,10 +46,12 @@ from virtha.model.vm import Disk, OnIoError, Vm, VmState, VmStatus
 from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel
 from virtha.store import Store
 from virtha.store.clusters import save_cluster, save_storage
+from virtha.store.engine import save_intent
 from virtha.store.events import add_event
 from virtha.store.hosts import add_host, save_host_status
 from virtha.store.incidents import save_incidents, save_paths
 from virtha.store.installations import add_installation
+from virtha.store.operations import save_operation
 from virtha.store.store import WriteTransaction
 from virtha.store.templates import save_template, use_template
 from virtha.store.users import add_user
@@ -115,9 +120,9 @@ class World:
 
 NOUNS = ("Vms", "Hosts", "Templates", "Events", "Clusters", "Storage", "Users")
 _HOSTS = (
-    ("h1", "east", HostState.UP, 4, 8 * GIB, "x86_64"),
-    ("H1", "east", HostState.UNREACHABLE, 8, 8 * GIB, "x86_64"),
-    ("host_2", "We%st", HostState.NEVER_SEEN, 0, 0, "s390x"),
+    ("h1", "east", HostState.UP, 4, 8 * GIB, "x86_64", "preparing_for_maintenance"),
+    ("H1", "east", HostState.UNREACHABLE, 8, 8 * GIB, "x86_64", "non_responsive"),
+    ("host_2", "We%st", HostState.NEVER_SEEN, 0, 0, "s390x", "connecting"),
 )
 _VMS = (
     # name, cluster, description, host, state, memory, vcpus, ha, watchdog, last_event, fired, storage
@@ -166,6 +171,14 @@ _VMS = (
         "nfs1",
     ),
 )
+_SHOWN = {
+    VmState.RUNNING: "up",
+    VmState.PAUSED: "paused",
+    VmState.UNKNOWN: "unknown",
+    VmState.DOWN: "wait_for_launch",
+    VmState.STARTING: "powering_up",
+}
+"""To oVirt's clients: the VM that is down is being started."""
 _PRIORITIES = {"web1": 50, "db": 100, "a*b": 1}
 _GRADES = {"web1": PermissionGrade.OBSERVE, "db": PermissionGrade.MOVE}
 _THIN = {"web1": "web", "a*b": "web"}
@@ -263,18 +276,23 @@ async def _places(tx: WriteTransaction, world: World) -> None:
                 str(value).lower() if isinstance(value, bool) else value
             )
         world.rows["Clusters"].append(Row(values))
-    for number, (name, of, state, cpus, memory, architecture) in enumerate(_HOSTS, 1):
+    for number, (name, of, state, cpus, memory, architecture, shown) in enumerate(_HOSTS, 1):
         host = Host(
             id=HostId(f"id-{name}"), name=name, number=number, cluster_id=ClusterId(f"id-{of}")
         )
         await add_host(tx, host, libvirt_uuid=None, timeline="t1")
         able = HostCapabilities(cpus=cpus, memory_bytes=memory, architecture=architecture)
         await save_host_status(tx, HostStatus(host_id=host.id, state=state, capabilities=able))
+        if shown == "preparing_for_maintenance":
+            record = HostRecord(host_id=host.id, maintenance="admin", drain=Drain.DRAINING)
+            await save_intent(tx, host.cluster_id, SaveHost(record=record))
         values = {
             "name": name,
             "id": host.id,
+            "address": name,
             "number": number,
             "status": state.value,
+            "ovirt_status": shown,
             "cluster": of,
         }
         values |= {"cpus": cpus, "memory": memory, "architecture": architecture, "incident": None}
@@ -358,7 +376,11 @@ async def _vms(tx: WriteTransaction, world: World) -> None:
         await save_vm_status(tx, status)
         for row in world.rows["Hosts"]:
             row.values["active_vms"] += row.values["id"] in holders
+        if state is VmState.DOWN:
+            start = Operation(id=OperationId("starts"), kind="vm.start", subject=vm.id)
+            await save_operation(tx, start, "{}")
         values = {"name": name, "id": vm.id, "description": description, "status": state.value}
+        values["ovirt_status"] = _SHOWN[state]
         values |= {"host": host, "cluster": of, "memory": memory, "vcpus": vcpus, "incident": None}
         values |= {
             "architecture": "x86_64",
@@ -437,6 +459,7 @@ async def _templates(tx: WriteTransaction, world: World) -> None:
         )
         await save_template(tx, template)
         values = {"name": name, "id": template.id, "description": "from web1", "cluster": "east"}
+        values["ovirt_status"] = "ok" if card else "locked"
         values |= {"status": template.state.value, "memory": GIB, "vcpus": 2}
         values |= {"architecture": "x86_64", "ha": "true" if card else "false"}
         values |= {"priority": 7 if card else 0}

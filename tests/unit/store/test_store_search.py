@@ -339,6 +339,7 @@ def test_vms_of_before_searches_are_found_as_well(tmp_path: Path) -> None:
         ("Vms", "Events.code = vm.created", "ix_event_code_revision_at (code=?)"),
         ("Vms", "Events.time > today", "ix_event_at (at>?)"),
         ("Vms", "incident != null", "ix_incident_open_closed (open=?)"),
+        ("Vms", "ovirt_status = up", "ix_operation_subject_open (subject=? AND open=?)"),
         ("Events", "event_vm = web1", "ix_event_vm_id_revision (vm_id=? AND revision>? AND"),
         ("Events", "event_host = h1", "ix_event_host_id_revision (host_id=? AND revision>? AND"),
         ("Events", "code = vm.created", "ix_event_code_revision_at (code=? AND revision>? AND"),

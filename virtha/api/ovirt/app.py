@@ -43,7 +43,7 @@ SIGN_IN = ("/sso/oauth/token",)
 LOG_OUT = ("/services/sso-logout", "/sso/oauth/revoke")
 VERSION = "4"
 READ_AS_XML = (XML, "text/xml", "application/*", "*/*", "text/*")
-METHODS = [HttpMethod.GET, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE, HttpMethod.PATCH]
+METHODS = [one for one in HttpMethod if one not in (HttpMethod.OPTIONS, HttpMethod.TRACE)]
 AnyRequest = Request[object, object, object]  # type: ignore[type-var]  # of whatever user and state
 TABLE = Routes(ROUTES)
 
@@ -81,19 +81,19 @@ class Facade:
         self._basic = BasicSessions()
 
     async def answer(self, request: AnyRequest) -> ASGIApp:
-        began = time.perf_counter()
+        began, method = time.perf_counter(), _method(request)
         base = next(one for one in ROOTS if request.scope["path"].startswith(one))
         form, found = _Form(base=base), None
         try:
             form = replace(form, json=_wants_json(request.headers.get("accept")))
             path, pairs = _apart(request.scope["path"].removeprefix(base))
             _check_version(request.headers.get("version"))
-            check_site(request.method, request.headers, self._services.origins)
+            check_site(method, request.headers, self._services.origins)
             caller = await self._caller(request)
-            found, named = TABLE.find(request.method, path)
+            found, named = TABLE.find(method, path)
             pairs += [(name, str(text)) for name, text in request.query_params.multi_items()]
             parameters = read_parameters(pairs)
-            if request.method == "DELETE":
+            if method == "DELETE":
                 check_known(parameters)
             reply = await self._handle(request, found, named, parameters, caller)
             response = await _respond(reply, form)
@@ -103,7 +103,7 @@ class Facade:
             response = await _respond(reply, form, _headers(error))
         label = base + found.path if found is not None else "none"
         self._services.metrics.requests.labels(
-            request.method if found is not None else "none", label, str(reply.status)
+            method if found is not None else "none", label, str(reply.status)
         ).observe(time.perf_counter() - began)
         return response
 
@@ -157,7 +157,7 @@ class Facade:
     # What oVirt has beside its API
 
     async def service(self, request: AnyRequest) -> ASGIApp:
-        path, method = request.scope["path"].removeprefix(ENGINE), request.method
+        path, method = request.scope["path"].removeprefix(ENGINE), _method(request)
         if method == "POST" and path in (*SIGN_IN, *LOG_OUT):
             return await self._sign(request, path)
         try:
@@ -184,6 +184,11 @@ class Facade:
             known = as_ours(request, error, Unexpected)
             status, body = failed_sign(known)
             return _plain(body, status, JSON, _headers(error))
+
+
+def _method(request: AnyRequest) -> str:
+    """HEAD is answered as GET is; its body is left out by whoever sends it."""
+    return "GET" if request.method == HttpMethod.HEAD else request.method
 
 
 def _address(request: AnyRequest) -> str:

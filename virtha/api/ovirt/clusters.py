@@ -36,16 +36,6 @@ DATA_CENTERS = noun(
     "data_centers",
     fields=("name", "id", "description", "status"),
 )
-_UNKEPT: Node = {
-    "ha_reservation": True,
-    "fencing_policy": {
-        # Never a switch here: a host whose disks or beats show life is not fenced (J2, J3, J4).
-        "skip_if_connectivity_broken": {"enabled": True, "threshold": 50},
-        "skip_if_gluster_bricks_up": False,
-        "skip_if_gluster_quorum_not_met": False,
-        "skip_if_sd_active": {"enabled": True},
-    },
-}
 _UNKEPT_PATHS = (
     "ha_reservation",
     # What becomes of VMs is said by the policy, for each trouble apart.
@@ -84,8 +74,27 @@ async def cluster_ref(call: Call, body: Node) -> str:
         raise InvalidInput(error.message, field="cluster", fix=error.fix) from None
 
 
+def _by_policy(policy: Policy) -> Node:
+    """What is shown of it, and not set from here.
+
+    oVirt does not fence while ``threshold`` percent of the hosts or more are out of reach, we while fewer than
+    ``witnesses_percent`` are within it: in whole percents the first that is too many.
+    """
+    threshold = 101 - policy.fencing.witnesses_percent
+    return {
+        "ha_reservation": policy.recovery.reserve_hosts > 0,
+        "fencing_policy": {
+            # Never a switch here: a host whose disks or beats show life is not fenced (J2, J3, J4).
+            "skip_if_connectivity_broken": {"enabled": True, "threshold": threshold},
+            "skip_if_gluster_bricks_up": False,
+            "skip_if_gluster_quorum_not_met": False,
+            "skip_if_sd_active": {"enabled": True},
+        },
+    }
+
+
 def cluster_node(cluster: Cluster) -> Node:
-    fencing = cluster.policy.fencing
+    shown = _by_policy(cluster.policy)
     links = ("networks", "permissions", "affinitygroups", "cpuprofiles", "enabledfeatures")
     return {
         "id": cluster.id,
@@ -98,11 +107,11 @@ def cluster_node(cluster: Cluster) -> Node:
         "cpu": {"architecture": "x86_64", "type": ""},
         "data_center": ref("datacenters", cluster.id),
         "fencing_policy": {
-            "enabled": fencing.action in _CUTS,
-            **_UNKEPT["fencing_policy"],
+            "enabled": cluster.policy.fencing.action in _CUTS,
+            **shown["fencing_policy"],
         },
         "gluster_service": False,
-        "ha_reservation": _UNKEPT["ha_reservation"],
+        "ha_reservation": shown["ha_reservation"],
         "version": VERSION,
         "virt_service": True,
     }
@@ -158,9 +167,14 @@ async def change_cluster(call: Call) -> Reply:
 def _check_fencing(body: Node, cluster: Cluster | None) -> None:
     """The policy is one document with its own checks and its budget of time: it is not changed piecemeal from here. Raises
     Refused where the body wants another than there is."""
-    refuse_others(body, _UNKEPT, *_UNKEPT_PATHS)
-    wanted = (body.get("fencing_policy") or {}).get("enabled")
     policy = cluster.policy if cluster is not None else Policy()
+    refuse_others(
+        body,
+        _by_policy(policy),
+        *_UNKEPT_PATHS,
+        fix="leave it out; what can be set is in the policy: 'virtha policy set CLUSTER FILE'",
+    )
+    wanted = (body.get("fencing_policy") or {}).get("enabled")
     if wanted is None or wanted == (policy.fencing.action in _CUTS):
         return
     raise Refused(

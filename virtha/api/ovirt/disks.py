@@ -7,7 +7,13 @@ from typing import TypeVar
 
 from virtha.api.ovirt.fault import incomplete, not_here, require
 from virtha.api.ovirt.listing import gather, in_turns
-from virtha.api.ovirt.operations import all_being_added, being_added, underway, waited
+from virtha.api.ovirt.operations import (
+    all_being_added,
+    being_added,
+    status_of_addition,
+    underway,
+    waited,
+)
 from virtha.api.ovirt.route import (
     Call,
     Known,
@@ -303,7 +309,7 @@ async def attach(call: Call) -> Reply:
     assert isinstance(made, Disk), "it is what was asked for"
     seen = await waited(call, operation)
     added = Owned("vm", view.vm.id, made, first=first["bootable"], adding=not seen.is_over)
-    status = 202 if added.adding else 201
+    status = status_of_addition(seen)
     return Reply(shape="disk_attachment", body=attachment_node(added), status=status)
 
 

@@ -6,6 +6,13 @@ from virtha.api.ovirt.shape import Node
 from virtha.control.power_views import HostPowerView
 from virtha.control.views import HostView, MaintenanceView
 from virtha.model.host import HostState
+from virtha.model.ovirt_words import (
+    HOST_DEAD,
+    HOST_IN_MAINTENANCE,
+    HOST_LEAVING,
+    HOST_SUSPECT,
+    HOST_WORDS,
+)
 from virtha.model.power_settings import CertificateCheck, PowerDriver, PowerSettings
 
 HOST_ACTIONS = ("activate", "deactivate", "fence")
@@ -18,13 +25,6 @@ _LINKS = (
     "statistics",
     "tags",
 )
-_STATES = {
-    HostState.NEVER_SEEN: "connecting",
-    HostState.UP: "up",
-    # The host lives and runs its VMs; nothing can be ordered from it.
-    HostState.AGENT_DOWN: "non_operational",
-    HostState.UNREACHABLE: "non_responsive",
-}
 IPMI_TYPES = ("ipmilan", "drac7", "idrac", "ilo2", "ilo3", "ilo4", "ilo5")
 """oVirt's names of agents that are IPMI, as its FenceAgentMapping has them."""
 REDFISH_TYPE = "redfish"
@@ -37,12 +37,12 @@ def host_status(view: HostView, care: MaintenanceView | None) -> str:
     """``care``: None is like one that says it is in no maintenance."""
     state = view.status.state
     if view.verdict == "dead_proven":
-        return "down"
+        return HOST_DEAD
     if care is not None and care.on and state is not HostState.UNREACHABLE:
-        return "preparing_for_maintenance" if care.vms and care.drain else "maintenance"
+        return HOST_LEAVING if care.vms and care.drain else HOST_IN_MAINTENANCE
     if view.verdict == "suspect":
-        return "connecting"
-    return _STATES[state]
+        return HOST_SUSPECT
+    return HOST_WORDS[state]
 
 
 def host_node(view: HostView, care: MaintenanceView | None) -> Node:

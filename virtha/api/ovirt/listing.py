@@ -11,7 +11,12 @@ from virtha.api.ovirt.search import page_size
 from virtha.api.ovirt.shape import TURN, Node
 from virtha.api.ovirt.sign_in import DOMAIN
 from virtha.control.requests import LIST_LIMIT_MAX, SearchQuery
-from virtha.control.searching import read_search, show_search
+from virtha.control.searching import (
+    CLIENTS_VOCABULARY,
+    OVIRT_STATUS,
+    read_search,
+    show_search,
+)
 from virtha.control.views import Page
 from virtha.model.errors import InvalidInput
 from virtha.search import Query
@@ -71,10 +76,13 @@ def the_search(parameters: Parameters, noun: str) -> Query | None:
     """None: all are asked for. Raises InvalidInput, which points at the column."""
     if not parameters.search.strip():
         return None
-    query = read_search(parameters.search, noun, after=None)
-    if query.where is None:
-        return query
-    return msgspec.structs.replace(query, where=_own_names(query.where))
+    query = read_search(parameters.search, noun, after=None, vocabulary=CLIENTS_VOCABULARY)
+    where, sort = query.where, query.sort
+    if where is not None:
+        where = _own_names(where, noun)
+    if sort is not None:
+        sort = msgspec.structs.replace(sort, field=_own_field(sort.field, noun))
+    return msgspec.structs.replace(query, where=where, sort=sort)
 
 
 def _within(search: Query | None, noun: str, cluster: str) -> Query:
@@ -85,16 +93,24 @@ def _within(search: Query | None, noun: str, cluster: str) -> Query:
     return msgspec.structs.replace(search, where=And(terms=(own, search.where)))
 
 
-def _own_names(node: Condition) -> Condition:
-    """``usrname = admin@internal`` is our ``admin``."""
+def _own_names(node: Condition, noun: str) -> Condition:
+    """``usrname = admin@internal`` is our ``admin``, ``status`` what their clients are shown."""
     match node:
         case And() | Or():
-            return msgspec.structs.replace(node, terms=tuple(map(_own_names, node.terms)))
+            terms = tuple(_own_names(term, noun) for term in node.terms)
+            return msgspec.structs.replace(node, terms=terms)
         case Compare(field="usrname", value=Pattern(parts=(*before, last))):
             parts = (*before, last.removesuffix(f"@{DOMAIN}"))
             return msgspec.structs.replace(node, value=Pattern(parts=parts))
+        case Compare():
+            return msgspec.structs.replace(node, field=_own_field(node.field, node.related or noun))
         case _:
             return node
+
+
+def _own_field(name: str, noun: str) -> str:
+    is_shown = name == "status" and OVIRT_STATUS in CLIENTS_VOCABULARY[noun].fields
+    return OVIRT_STATUS if is_shown else name
 
 
 def size_of_page(parameters: Parameters) -> int:

@@ -4,7 +4,7 @@ from msgspec import UNSET
 
 from virtha.api.ovirt.fault import not_here, require
 from virtha.api.ovirt.networks import network_id, nic_of, profile_id
-from virtha.api.ovirt.operations import being_added, waited
+from virtha.api.ovirt.operations import being_added, status_of_addition, waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, post, put, ref
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.templates import TEMPLATE, the_template
@@ -105,7 +105,7 @@ async def add_nic(call: Call) -> Reply:
     made = await devices.added_by(operation.id)
     assert isinstance(made, Nic), "it is what was asked for"
     seen = await waited(call, operation)
-    return Reply(shape="nic", body=_vm_nic(vm, made), status=201 if seen.is_over else 202)
+    return Reply(shape="nic", body=_vm_nic(vm, made), status=status_of_addition(seen))
 
 
 async def change_nic(call: Call) -> Reply:

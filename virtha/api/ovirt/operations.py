@@ -56,6 +56,11 @@ async def waited(call: Call, operation: Operation, wait_ms: int | None = None) -
     return seen
 
 
+def status_of_addition(seen: Operation) -> int:
+    """As oVirt: accepted, where it goes on beyond the answer."""
+    return 201 if seen.is_over else 202
+
+
 async def action_reply(
     call: Call, operation: Operation, wait_ms: int | None = None, **more: object
 ) -> Reply:

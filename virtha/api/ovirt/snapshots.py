@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection
 
 from virtha.api.ovirt.fault import not_here, require
-from virtha.api.ovirt.operations import action_reply, waited
+from virtha.api.ovirt.operations import action_reply, status_of_addition, waited
 from virtha.api.ovirt.route import Call, Reply, Route, action, delete, get, post, ref
 from virtha.api.ovirt.shape import Node
 from virtha.api.ovirt.unkept import refuse_others
@@ -91,10 +91,10 @@ async def add_snapshot(call: Call) -> Reply:
     name = call.body.get("name") or name_for(text, taken, int(time.time() * 1_000))
     request = SnapshotCreate(name=name, description=text)
     operation = await call.control.snapshots.create(call.caller, vm.id, request, only=only)
-    await waited(call, operation)
+    status = status_of_addition(await waited(call, operation))
     for one in (await call.control.snapshots.list(vm.id)).items:
         if one.name == name:
-            return Reply(shape="snapshot", body=snapshot_node(one), status=201)
+            return Reply(shape="snapshot", body=snapshot_node(one), status=status)
     raise NotFound(f"snapshot '{name}' is gone already")
 
 

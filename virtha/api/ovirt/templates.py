@@ -5,12 +5,13 @@ from msgspec import UNSET
 from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import listed, the_search
-from virtha.api.ovirt.operations import waited
+from virtha.api.ovirt.operations import status_of_addition, waited
 from virtha.api.ovirt.route import Call, Reply, Route, delete, get, named, post, put, searched
 from virtha.api.ovirt.search import Anything, Words, fits
 from virtha.api.ovirt.vm_body import refuse_other_machine, refuse_unkept, watchdog_of
 from virtha.api.ovirt.vm_node import BLANK, BLANK_NAME, blank_node, template_node
 from virtha.control.requests import SearchQuery, TemplateCreate
+from virtha.control.searching import OVIRT_STATUS
 from virtha.control.views import TemplateView, VmView
 from virtha.model.errors import Conflict, InvalidInput, NotFound, Refused
 from virtha.model.watchdog import Watchdog
@@ -20,7 +21,7 @@ BLANK_WORDS: Words = {
     "name": BLANK_NAME,
     "id": BLANK,
     "description": "Blank template",
-    "status": "ready",
+    OVIRT_STATUS: "ok",
     "cluster": Anything.FITS,
     "datacenter": Anything.FITS,
 }
@@ -85,9 +86,9 @@ async def add_template(call: Call) -> Reply:
     operation = await call.control.templates.create(
         call.caller, request, watchdog=watchdog_of(body)
     )
-    await waited(call, operation)
+    status = status_of_addition(await waited(call, operation))
     made = await call.control.templates.get(body["name"])
-    return Reply(shape="template", body=template_node(made), status=201)
+    return Reply(shape="template", body=template_node(made), status=status)
 
 
 async def _check_cluster(call: Call, vm: VmView) -> None:

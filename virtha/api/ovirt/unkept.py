@@ -19,7 +19,7 @@ def refuse_others(
         said, present = _at(body, path), _at(shown, path)
         if said in (None, [], {}, present) or (present is None and said is False):
             continue
-        kept = "not offered" if present is None else f"always {_text(present)}"
+        kept = "not offered" if present is None else _text(present)
         raise Refused(f"another value is not kept: here it is {kept}", field=within + path, fix=fix)
 
 

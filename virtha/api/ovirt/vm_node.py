@@ -6,7 +6,8 @@ from virtha.api.ovirt.route import ref
 from virtha.api.ovirt.shape import Node
 from virtha.control.views import TemplateView, VmView
 from virtha.model.machine import MachineType
-from virtha.model.template import Template, TemplateState
+from virtha.model.ovirt_words import TEMPLATE_WORDS, VM_WORDS, VMS_UNDER_WAY
+from virtha.model.template import Template
 from virtha.model.vm import IO_PAUSES, NO_ROOM_PAUSE, Vm, VmState
 from virtha.model.watchdog import Watchdog
 
@@ -61,33 +62,14 @@ UNKEPT: Node = {
     "stateless": False,
 }
 """Of each VM and template, and never otherwise."""
-_STATES = {
-    VmState.UNKNOWN: "unknown",
-    VmState.DOWN: "down",
-    VmState.STARTING: "powering_up",
-    VmState.RUNNING: "up",
-    VmState.STOPPING: "powering_down",
-    VmState.PAUSED: "paused",
-    # The guest panicked and its remains are kept: QEMU is there, the guest does not answer.
-    VmState.CRASHED: "not_responding",
-}
-_LOCKS = {"vm.create", "vm.delete", "template.create"}
-_BEGINS = {"vm.start", "vm.recover"}
 
 
 def vm_status(state: VmState, under_way: Collection[str]) -> str:
     """``under_way``: kinds of the VM's open operations."""
-    if state is VmState.DOWN:
-        if _LOCKS.intersection(under_way) or "vm.snapshot" in under_way:
-            return "image_locked"
-        if _BEGINS.intersection(under_way):
-            return "wait_for_launch"
-    if state is VmState.RUNNING:
-        if "vm.migrate" in under_way:
-            return "migrating"
-        if "vm.reboot" in under_way or "vm.reset" in under_way:
-            return "reboot_in_progress"
-    return _STATES[state]
+    for one in VMS_UNDER_WAY:
+        if one.state is state and one.kinds.intersection(under_way):
+            return one.word
+    return VM_WORDS[state]
 
 
 def vm_node(view: VmView, under_way: Collection[str] = (), template_id: str | None = None) -> Node:
@@ -122,7 +104,7 @@ def template_node(view: TemplateView) -> Node:
         "href": f"/templates/{template.id}",
         "link": [(rel, f"/templates/{template.id}/{rel}") for rel in _TEMPLATE_LINKS],
         **_machine(template, template.priority),
-        "status": "ok" if template.state is TemplateState.READY else "locked",
+        "status": TEMPLATE_WORDS[template.state],
         "creation_time": template.created,
         "version": {"version_number": 1, "version_name": ""},
     }

@@ -8,7 +8,7 @@ from virtha.api.ovirt.clusters import cluster_ref
 from virtha.api.ovirt.fault import require
 from virtha.api.ovirt.listing import in_turns, listed
 from virtha.api.ovirt.networks import nics_of
-from virtha.api.ovirt.operations import action_reply, underway, waited
+from virtha.api.ovirt.operations import action_reply, status_of_addition, underway, waited
 from virtha.api.ovirt.parameters import Parameters
 from virtha.api.ovirt.route import (
     Call,
@@ -130,8 +130,8 @@ async def add_vm(call: Call) -> Reply:
         operation = await call.control.vms.create(call.caller, await _from_nothing(call))
     else:
         operation = await _from_template(call)
-    await waited(call, operation)
-    return await _shown(call, await call.control.vms.get(operation.subject), status=201)
+    status = status_of_addition(await waited(call, operation))
+    return await _shown(call, await call.control.vms.get(operation.subject), status)
 
 
 async def _from_nothing(call: Call) -> VmCreate:
