@@ -41,6 +41,11 @@ class Scene:
     def vms(self) -> list[str]:
         return self.stage.vms(self.case)
 
+    def is_dead(self) -> None:
+        """The host that fails: all of its processes were waited for."""
+        if self.dead is not None:
+            self.dead.note()
+
     def double_runs(self) -> int:
         return self.outside.double_runs(self.vms, self.dead)
 
@@ -79,7 +84,7 @@ def _host_fails(scene: Scene) -> Round:
     stage, case, outside, vms = scene.stage, scene.case, scene.outside, scene.vms
     revision = stage.story.revision()
     with _busy(case.loaded), _stopped_libvirtd(stage, case):
-        began_s = _break(stage, case)
+        began_s = _break(scene)
         started = outside.wait_for_each("started", vms, timeout_s=RECOVERED_S)
         resumed = outside.wait_for_each("resumed", vms, timeout_s=RECOVERED_S)
         _wait_recovered(stage, vms, revision)
@@ -107,9 +112,9 @@ def _after(began_s: float, moments: dict[str, float]) -> tuple[float, ...]:
     return tuple(round(moment - began_s, 4) for moment in sorted(moments.values()))
 
 
-def _break(stage: Stage, case: Case) -> float:
+def _break(scene: Scene) -> float:
     """Returns the moment before it, so that nothing is measured shorter than it was."""
-    lab = stage.lab
+    stage, case, lab = scene.stage, scene.case, scene.stage.lab
     match case.fault:
         case Fault.HUNG:
             processes = stage.victim.processes()
@@ -120,9 +125,11 @@ def _break(stage: Stage, case: Case) -> float:
             faults.kill_bmc(lab, VICTIM)
             began_s = time.monotonic()
             faults.kill_host(lab, VICTIM, silent=True)
+            scene.is_dead()
         case _:
             began_s = time.monotonic()
             faults.kill_host(lab, VICTIM, silent=case.fault is Fault.POWER_SILENT)
+            scene.is_dead()
     return began_s
 
 
