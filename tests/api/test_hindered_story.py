@@ -106,7 +106,7 @@ def test_a_rule_holds_back_and_is_named_a_repeat_comes_and_the_same_again_does_n
 ) -> None:
     place.ok(
         *("route", "add", "mail1", "--name", "calm", "--address", "ops@example.org", "--solved"),
-        *("--code", "host.libvirt.*", "--code", "vm.agent.*"),
+        *("--code", "host.libvirt.lost", "--code", "vm.agent.lost"),  # their ends only as such
         *("--repeat", "1m", "--same-again", "10m"),
     )
     place.ok(
@@ -145,4 +145,4 @@ def test_a_rule_holds_back_and_is_named_a_repeat_comes_and_the_same_again_does_n
     place.mailed(LOST, LOST, BACK)
     assert place.fate(target, "calm")["code"] == "notify.why.solved_untold"
     assert place.fate(target, "calm")["delivery_id"] is None
-    assert json.loads(place.ok("why", str(end), "-o", "json"))["routes"][0]["state"] != "told"
+    assert json.loads(place.ok("why", str(end), "-o", "json"))["routes"][0]["state"] is None
