@@ -201,6 +201,25 @@ def test_the_group_of_a_hosts_failure_is_its_alerts_until_all_is_well() -> None:
     play(story)
 
 
+def test_where_it_groups_nobody_is_told_the_end_of_what_never_was() -> None:
+    """It tells of each end in a group that it told of, though it never knew a problem of it: eight of a VM that runs again, and at
+    each start of any other."""
+
+    async def story() -> None:
+        with OwnAlertmanager(group_by=()) as alertmanager:
+            async with pushing(alertmanager) as ours:
+                await ours.accepted(told(event("vm.crashed", 1)))
+                await alertmanager.until(lambda: len(said(alertmanager)) == 1)
+                other = event("vm.started", 2, vm_id=VmId("v2"), fields={"vm": "web2"})
+                await ours.accepted(told(other, 2, had={other.revision: ()}))
+                back = event("vm.restarted", 3)
+                await ours.accepted(told(back, 3, had={back.revision: ("vm.crashed",)}))
+                await alertmanager.until(lambda: len(said(alertmanager)) >= 2)
+                assert said(alertmanager) == [("vm.crashed", "firing"), ("vm.crashed", "resolved")]
+
+    asyncio.run(story())
+
+
 def grouped(kind: str, reason: str, head: Event, *others: Event) -> MessageGroup:
     note = GroupNote(
         group_id=GroupId("g"),
