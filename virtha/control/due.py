@@ -106,6 +106,7 @@ class MessageMaker:
         """Records that were left out."""
         self._subscriptions: dict[str, Subscription | None] = {}
         self._reaches: dict[UserId, Reach | None] = {}
+        self._events_kept_ms: int | None = None
 
     async def make(self, one: Delivery, event: Event | None) -> DueMessage:
         if event is None:
@@ -166,8 +167,9 @@ class MessageMaker:
         settings = self._receiver.settings
         if not isinstance(settings, AlertmanagerSettings):
             return {}
-        kept_ms = (await setting_values(self._tx)).get(EVENT_RETENTION)
-        if kept_ms < settings.resolve_after_ms:
+        if self._events_kept_ms is None:
+            self._events_kept_ms = (await setting_values(self._tx)).get(EVENT_RETENTION)
+        if self._events_kept_ms < settings.resolve_after_ms:
             return {}  # an alert may outlive its event
         found = {one.revision: await had_before(self._tx, one) for one in events}
         return {revision: had for revision, had in found.items() if had is not None}
