@@ -1,6 +1,7 @@
 """Alertmanager's API, version 2, against a small HTTPS receiver of the test's own: what is posted, and what an answer means.
 
-No Alertmanager runs here; that the body is one is held against what its API says (``api/v2/openapi.yaml``: ``postableAlerts``).
+That the body is one is held against what its API says (``api/v2/openapi.yaml``: ``postableAlerts``); a real one takes it in
+``test_alertmanager_real.py``.
 """
 
 import asyncio

@@ -30,6 +30,7 @@ class Machine:
         self.program("dpkg", "exit 0")
         self.program("id", 'case "$1" in -u) echo 0 ;; *) echo root ;; esac')
         self.program("apt-get", "echo called >> calls; exit 0")
+        self.program("systemctl", "exit 0")  # the machine's own would be told, else
 
     def program(self, name: str, body: str) -> None:
         path = self.programs / name
@@ -68,6 +69,29 @@ def test_whoever_is_not_root_gets_the_line_for_root(machine: Machine) -> None:
     assert "qemu-system-x86" in done.stderr
     assert "the lab itself needs root" in done.stderr
     assert not (machine.checkout / "calls").exists()
+
+
+def test_no_service_that_nobody_needs_is_started_by_its_installation(machine: Machine) -> None:
+    """Alertmanager's would listen on every address: it is masked before, and its init script is left out."""
+    for name in ("apt-get", "systemctl"):
+        machine.program(name, f'echo "{name} $*" >> calls; [ "$1" != install ]')
+    machine.run("check")
+    update, mask, install = (machine.checkout / "calls").read_text().splitlines()
+    assert update.startswith("apt-get update")
+    assert mask == "systemctl mask prometheus-alertmanager.service"
+    assert "--path-exclude=/etc/init.d/prometheus-alertmanager " in install
+    machine.program("id", 'case "$1" in -u) echo 1000 ;; *) echo joe ;; esac')
+    told = machine.run("check").stderr
+    assert told.index("systemctl mask prometheus-alertmanager") < told.index("apt-get install")
+
+
+def test_the_service_of_a_package_that_was_there_already_is_left_alone(machine: Machine) -> None:
+    machine.program("apt-get", 'echo "apt-get $*" >> calls; [ "$1" != install ]')
+    machine.program("systemctl", 'echo "systemctl $*" >> calls')
+    machine.program("dpkg-query", "printf 'installed:prometheus-alertmanager '")
+    assert machine.run("check").returncode == 1
+    calls = (machine.checkout / "calls").read_text()
+    assert "apt-get install" in calls and "alertmanager" not in calls and "systemctl" not in calls
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,15 @@ def _alerts(
     message: Message, event: Event, settings: AlertmanagerSettings, at: UtcMillis
 ) -> list[Alert]:
     ends_at = format_utc(event.at)
+    codes, over = ended_codes(event), message.over.get(event.revision, ())
+    had = message.had.get(event.revision, codes)
     ended = [
-        Alert(labels=_labels(message, event, code), ends_at=ends_at) for code in ended_codes(event)
+        Alert(labels=_labels(message, event, code), ends_at=ends_at)
+        for code in codes
+        if code in had
     ]
-    ended += [
-        Alert(labels=_labels(message, one, one.code), ends_at=ends_at)
-        for one in message.over.get(event.revision, ())
-    ]
-    if ended and event.code not in REPLACES:
+    ended += [Alert(labels=_labels(message, one, one.code), ends_at=ends_at) for one in over]
+    if codes and event.code not in REPLACES:
         return ended
     stands_ms = settings.resolve_after_ms if awaits_end(event) else NOTICE_MS
     return [

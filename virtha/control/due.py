@@ -5,8 +5,8 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from virtha.control.known_settings import NOTIFICATION_DEADLINE, setting_values
-from virtha.control.parts_over import parts_over_with
+from virtha.control.known_settings import EVENT_RETENTION, NOTIFICATION_DEADLINE, setting_values
+from virtha.control.parts_over import had_before, parts_over_with
 from virtha.control.receiver_checks import kind_of
 from virtha.model.codes import render
 from virtha.model.errors import Failed
@@ -14,6 +14,7 @@ from virtha.model.event import Event
 from virtha.model.ids import ClusterId, HostId, Revision, UserId, VmId
 from virtha.model.incident import PathState, VmPath
 from virtha.model.notification import (
+    AlertmanagerSettings,
     Delivery,
     DeliveryState,
     Message,
@@ -105,6 +106,7 @@ class MessageMaker:
         """Records that were left out."""
         self._subscriptions: dict[str, Subscription | None] = {}
         self._reaches: dict[UserId, Reach | None] = {}
+        self._events_kept_ms: int | None = None
 
     async def make(self, one: Delivery, event: Event | None) -> DueMessage:
         if event is None:
@@ -138,6 +140,7 @@ class MessageMaker:
     async def message(self, one: Delivery, event: Event, address: str | None) -> Message:
         told = event.fields
         group = await self._group(one.about, event) if one.about is not None else None
+        events = (event, *(group.others if group is not None else ()))
         return Message(
             delivery_id=one.id,
             address=address,
@@ -150,7 +153,8 @@ class MessageMaker:
             created=one.created,
             test=one.test,
             group=group,
-            over=await self._over((event, *(group.others if group is not None else ()))),
+            over=await self._over(events),
+            had=await self._had(events),
         )
 
     async def _over(self, events: tuple[Event, ...]) -> dict[Revision, tuple[Event, ...]]:
@@ -158,6 +162,17 @@ class MessageMaker:
             return {}
         found = {one.revision: await parts_over_with(self._tx, one) for one in events}
         return {revision: over for revision, over in found.items() if over}
+
+    async def _had(self, events: tuple[Event, ...]) -> dict[Revision, tuple[str, ...]]:
+        settings = self._receiver.settings
+        if not isinstance(settings, AlertmanagerSettings):
+            return {}
+        if self._events_kept_ms is None:
+            self._events_kept_ms = (await setting_values(self._tx)).get(EVENT_RETENTION)
+        if self._events_kept_ms < settings.resolve_after_ms:
+            return {}  # an alert may outlive its event
+        found = {one.revision: await had_before(self._tx, one) for one in events}
+        return {revision: had for revision, had in found.items() if had is not None}
 
     async def _group(self, note: GroupNote, main: Event) -> MessageGroup:
         """As things are now: of its VMs the message says where they have got to by then."""

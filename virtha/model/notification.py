@@ -252,3 +252,6 @@ class Message(Value, frozen=True, kw_only=True):
     group: MessageGroup | None = None
     over: dict[Revision, tuple[Event, ...]] = {}
     """By an event that names no part of its object: the problems of parts that are over with it. For Alertmanagers."""
+    had: dict[Revision, tuple[str, ...]] = {}
+    """By an event that ends problems: the codes of those that its object had at all. Where it is missing, it may have had any. For
+    Alertmanagers: where one groups, it tells its people of each end, though it knew no problem of it."""

@@ -135,6 +135,17 @@ async def events_before(
     return read_events(rows).events
 
 
+async def codes_before(
+    tx: Transaction, wanted: EventFilter, codes: Collection[str], revision: int
+) -> frozenset[str]:
+    """Which of these codes there are below ``revision``. ``wanted``: of what."""
+    where = [*event_conditions(wanted), event.c.code.in_(codes)]
+    found = await tx.connection.scalars(
+        select(event.c.code).where(*where, event.c.revision < Revision(revision)).distinct()
+    )
+    return frozenset(found)
+
+
 async def last_of_hosts(
     tx: Transaction, hosts: Collection[HostId], code: str
 ) -> dict[HostId, Event]:

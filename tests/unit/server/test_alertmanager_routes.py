@@ -8,15 +8,20 @@ from notified_world import ADMIN, NotifiedWorld
 from routed_world import GROUPED, Story, happens, pass_time
 
 from virtha.alerts.alertmanager_body import alertmanager_body
-from virtha.control.requests import ReceiverCreate
+from virtha.control.known_settings import DAY_MS
+from virtha.control.requests import ReceiverCreate, SettingPut
 from virtha.model.ids import DeliveryId, Revision
 from virtha.model.notification import AlertmanagerSettings
 from virtha.model.routing import FateState, GroupBy
 from virtha.model.time import UtcMillis, format_utc
 
 
-async def subscribe_alerts(world: NotifiedWorld, **wanted: object) -> None:
-    settings = AlertmanagerSettings(url="https://alerts.example.org")
+async def subscribe_alerts(
+    world: NotifiedWorld, *, resolve_after_ms: int = 7 * DAY_MS, **wanted: object
+) -> None:
+    settings = AlertmanagerSettings(
+        url="https://alerts.example.org", resolve_after_ms=resolve_after_ms
+    )
     await world.control.receivers.create(ADMIN, ReceiverCreate(name="alerts", settings=settings))
     await world.subscribe("alerts", **wanted)
 
@@ -141,5 +146,60 @@ def test_an_end_that_names_no_part_ends_the_alerts_of_all_parts(
         assert sorted((one["host"], one["domain"]) for one in left) == [("h2", "d1"), ("h2", "d2")]
         broken = any(one["alertname"] == "power.test.broke" for one in stands)
         assert broken is (end != "host.removed"), "its device is as it was"
+
+    tell(story)
+
+
+async def posted(world: NotifiedWorld, last: int) -> list[dict[str, str]]:
+    """The labels of what the newest of ``last`` messages says."""
+    view = await world.control.receivers.get("alerts")
+    due = await world.control.deliveries.due(view.receiver.id, 100)
+    assert due is not None and isinstance(due.receiver.settings, AlertmanagerSettings)
+    assert len(due.items) == last
+    message = due.items[-1].message
+    assert message is not None
+    now = UtcMillis(world.clock.wall)
+    return [
+        one["labels"] for one in json.loads(alertmanager_body(message, due.receiver.settings, now))
+    ]
+
+
+@pytest.mark.req("W7", "F4")
+def test_only_what_was_is_ended(tell: Callable[[Story], None]) -> None:
+    """An Alertmanager that groups tells its people of each end, though it knew no problem of it: at a VM's every start."""
+
+    async def story(world: NotifiedWorld) -> None:
+        await subscribe_alerts(world, codes=("vm.*", "host.*"), solved=True)
+        await happens(world, "vm.crashed", "h1", "v1")
+        await happens(world, "vm.started", "h1", "v2", by="somebody")
+        await world.route_all()
+        assert await posted(world, 2) == [], "v2 had no trouble"
+        await happens(world, "vm.restarted", "h2", "v1", took_ms="1")
+        await world.route_all()
+        assert [one["alertname"] for one in await posted(world, 3)] == ["vm.crashed"]
+        await happens(world, "host.lease.lost", "h1", domain="d1")
+        await world.route_all()
+        await happens(world, "host.returned", "h1")
+        await world.route_all()
+        ended = await posted(world, 5)
+        assert {"host.lease.lost", "d1"} <= {*ended[-1].values()}, "by its part"
+        assert {one["alertname"] for one in ended} == {"host.lease.lost"}
+        await happens(world, "host.returned", "h2")
+        await world.route_all()
+        assert await posted(world, 6) == [], "h2 was there all the time"
+
+    tell(story)
+
+
+def test_where_events_are_forgotten_before_their_alerts_each_end_is_told(
+    tell: Callable[[Story], None],
+) -> None:
+    async def story(world: NotifiedWorld) -> None:
+        await subscribe_alerts(world, resolve_after_ms=8 * DAY_MS, codes=("vm.*",), solved=True)
+        await world.control.settings.put(ADMIN, "event.retention", SettingPut(value="7d"))
+        await happens(world, "vm.restarted", "h1", "v1", took_ms="1")
+        await world.route_all()
+        ended = {one["alertname"] for one in await posted(world, 1)}
+        assert {"vm.crashed", "vm.panicked", "vm.guest_frozen"} <= ended
 
     tell(story)
