@@ -373,6 +373,21 @@ async def vms(audit: Audit) -> None:
     await audit.gone(route, "snapshot.deleted", ref="web9", id=taken["id"])
     wanted = {"name": "shop", "vm": "web9"}
     await audit.made("POST /v1/templates", "template.created", wanted)
+    code, route = "template.changed", "PUT /v1/templates/{ref}/watchdog"
+    await audit.change(
+        route,
+        code,
+        {"model": "i6300esb", "action": "poweroff"},
+        ref="shop",
+        before={"watchdog": {"action": "reset"}},
+        after={"watchdog": {"action": "poweroff"}},
+    )
+    none = {"watchdog": None}
+    had = {"watchdog": {"model": "i6300esb", "action": "poweroff"}}
+    route = "DELETE /v1/templates/{ref}/watchdog"
+    await audit.change(route, code, ref="shop", before=had, after=none)
+    route = "POST /v1/templates/{ref}/watchdog"
+    await audit.change(route, code, card, ref="shop", before=none, after={"watchdog": card})
     route = "POST /v1/templates/{ref}/vms"
     await audit.made(route, "vm.created", {"name": "web10"}, ref="shop")
     fields = {"name": "shop"}

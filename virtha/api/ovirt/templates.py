@@ -81,11 +81,9 @@ async def add_template(call: Call) -> Reply:
         name=body["name"],
         vm=vm.id,
         description=body.get("description", ""),
+        watchdog=watchdog_of(body),
     )
-    operation = await call.control.templates.create(
-        call.caller, request, watchdog=watchdog_of(body)
-    )
-    await waited(call, operation)
+    await waited(call, await call.control.templates.create(call.caller, request))
     made = await call.control.templates.get(body["name"])
     return Reply(shape="template", body=template_node(made), status=201)
 
