@@ -35,7 +35,7 @@ NO_CHANGE = {
             "POST /v1/operations/{id}/cancel",
             "POST /v1/hosts/{ref}/power",
         ),
-        "an order about what runs: nothing that anybody set is another afterwards, and its operation says whose it is",
+        "an order about what runs: nothing that anybody set is another afterwards; whose it is, test_orders_told.py looks at",
     ),
     **dict.fromkeys(
         (
@@ -60,10 +60,10 @@ NO_CHANGE = {
     ),
     "POST /v1/users/{ref}/unlock": "ends a brake that nobody set (user.unlocked says whose)",
     "POST /v1/hosts/{ref}/maintenance": "it is on or off: which, the code says; an engine must lead for it",
-    "POST /v1/hosts/{ref}/confirm-dead": "a word to the engine, which tells of it with whose it was",
+    "POST /v1/hosts/{ref}/confirm-dead": "a word to the engine, which takes it for a proof: host.death_confirmed names whose it was",
     "POST /v1/vms/{ref}/free": "a word to the engine, which keeps none down here: vm.freed names whose it was",
     "DELETE /v1/clusters/{ref}/brake": "a word to the engine, which brakes nothing here: fence.brake.lifted names whose it was",
-    "POST /v1/vms/{ref}/release": "takes an adopted VM from the records, and nothing of it is made here: vm.released names it",
+    "POST /v1/vms/{ref}/release": "takes an adopted VM from the records, and there is none here: vm.released holds what it was",
     "POST /v1/hosts/{ref}/adopt": "played hosts have no foreign domains; vm.adopted holds the VM and what was changed of it",
 }
 """Routes whose events need no before and after, or can't be had here, and why."""

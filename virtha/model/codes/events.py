@@ -124,6 +124,16 @@ EVENTS: tuple[Code, ...] = (
     ),
     event(1461, "host.maintenance.ended", INFO, "{name} is no longer in maintenance", "name"),
     event(
+        1464,
+        "host.death_confirmed",
+        INFO,
+        "{by} confirmed that {name} is dead",
+        "by",
+        "name",
+        "incident",
+        "force_reason",
+    ),
+    event(
         1462,
         "host.migration_certificate",
         INFO,
