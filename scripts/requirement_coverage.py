@@ -9,7 +9,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 
 BAD_INPUT: dict[str, str] = {
-    "second watchdog": "A second watchdog for a VM that has one",
+    "second watchdog": "A second watchdog for a VM or template that has one",
     "model that does not fit the machine": "A watchdog model that does not fit the machine type",
     "missing action": "A watchdog without an action",
     "name taken": "A name that is taken",
@@ -75,6 +75,7 @@ BAD_INPUT: dict[str, str] = {
     "SNMP keys that differ": "SNMP v3 with wrong keys",
     "webhook into our own network": "A webhook that leads or redirects to loopback, link-local or private addresses",
     "template of a running VM": "A template of a VM that runs",
+    "watchdog of a template that takes none": "A watchdog for a template that there is not, or that is being made or deleted",
     "template in use": "A template that goes while a VM's thin disk needs it",
     "snapshot of a running VM": "A snapshot of a VM that runs and whose guest can't be frozen, or lets go, or whose host's agent dies",
     "disk that is to shrink": "A disk that is to shrink, or to grow with snapshots inside",

@@ -177,6 +177,9 @@ async def make_missing(world: Any, hosts: ObedientHosts) -> None:
     for name, vm in (await _named(world, "vms")).items():
         if name in ("web1", "web2", "web3") and vm["watchdog"] is None:
             await world.call("POST", f"/v1/vms/{name}/watchdog", VM["watchdog"])
+    base = (await _named(world, "templates")).get("base")
+    if base is not None and base["watchdog"] is None:
+        await world.call("POST", "/v1/templates/base/watchdog", VM["watchdog"])
     for path, method, at, body in PARTS:
         found = await world.call("GET", path)
         if found.status_code == 404 or found.json().get("items") == []:

@@ -60,7 +60,10 @@ class Story:
         with self.rest() as client:
             found: dict[str, Any] = {
                 name: [strip(item) for item in client.get(f"/v1/{name}?limit=1000").json()["items"]]
-                for name in ("vms", "hosts", "clusters", "storage-domains", "users", "tokens")
+                for name in (
+                    *("vms", "templates", "hosts", "clusters", "storage-domains"),
+                    *("users", "tokens"),
+                )
             }
             vms = client.get("/v1/vms").json()["items"]
             found["vm states"] = [item["status"]["state"] for item in vms]

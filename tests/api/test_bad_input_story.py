@@ -231,6 +231,46 @@ def test_a_start_that_no_host_can_take_says_why_for_each(story: Story) -> None:
     assert json.loads(story.ok("vm", "show", "small", "-o", "json"))["status"]["state"] == "running"
 
 
+@pytest.mark.req("W1", "W2")
+@pytest.mark.bad_input(
+    "second watchdog",
+    "model that does not fit the machine",
+    "missing action",
+    "watchdog of a template that takes none",
+    story=True,
+)
+def test_a_templates_watchdog_is_checked_as_a_vms(story: Story) -> None:
+    story.ok(
+        "vm", "create", "old1", "--image", "tiny", "--machine", "pc", "--watchdog", "ib700:pause"
+    )
+    story.ok("template", "create", "gold", "--from", "old1")
+    before, orders = story.state(), len(story.host.orders)
+    change = ("template", "watchdog", "set", "gold")
+    told = ("allowed: i6300esb, ib700", "fix: ")
+    refused(story.run(*change, "tardis:reset"), 2, "problem.watchdog.model", "'tardis'")
+    wrong = "'itco' does not fit x86_64 machine type pc"
+    refused(story.run(*change, "itco:reset"), 2, "problem.watchdog.model", wrong, *told)
+    refused(story.run(*change, "ib700"), 2, "problem.watchdog.action", "the action is missing")
+    done = story.run("template", "watchdog", "set", "glod", "ib700:reset")
+    refused(done, 3, "problem.not_found", "gold")
+    with story.rest() as client:
+        card = {"model": "i6300esb", "action": "reset"}
+        answer = client.post("/v1/templates/gold/watchdog", json=card)
+    assert (answer.status_code, answer.json()["code"]) == (409, "problem.watchdog.second")
+    assert story.state() == before
+    assert len(story.host.orders) == orders, "no host was told to do anything"
+
+    assert (
+        story.ok(*change, "i6300esb:reset").strip() == "template gold has watchdog i6300esb:reset"
+    )
+    assert "reset" in story.ok("template", "watchdog", "show", "gold")
+    story.ok("vm", "create", "new1", "--template", "gold")
+    assert "i6300esb" in story.ok("vm", "watchdog", "show", "new1")
+    story.ok("template", "watchdog", "remove", "gold")
+    done = story.run("template", "watchdog", "show", "gold")
+    refused(done, 3, "problem.not_found", "gold has no watchdog")
+
+
 @pytest.mark.bad_input("wrong password", story=True)
 def test_a_wrong_password_leaves_the_present_sign_in_as_it_is(story: Story) -> None:
     before = story.state()

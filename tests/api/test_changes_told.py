@@ -35,7 +35,7 @@ NO_CHANGE = {
             "POST /v1/operations/{id}/cancel",
             "POST /v1/hosts/{ref}/power",
         ),
-        "an order about what runs: nothing that anybody set is another afterwards, and its operation says whose it is",
+        "an order about what runs: nothing that anybody set is another afterwards; whose it is, test_orders_told.py looks at",
     ),
     **dict.fromkeys(
         (
@@ -60,10 +60,10 @@ NO_CHANGE = {
     ),
     "POST /v1/users/{ref}/unlock": "ends a brake that nobody set (user.unlocked says whose)",
     "POST /v1/hosts/{ref}/maintenance": "it is on or off: which, the code says; an engine must lead for it",
-    "POST /v1/hosts/{ref}/confirm-dead": "a word to the engine, which tells of it with whose it was",
+    "POST /v1/hosts/{ref}/confirm-dead": "a word to the engine, which takes it for a proof: host.death_confirmed names whose it was",
     "POST /v1/vms/{ref}/free": "a word to the engine, which keeps none down here: vm.freed names whose it was",
     "DELETE /v1/clusters/{ref}/brake": "a word to the engine, which brakes nothing here: fence.brake.lifted names whose it was",
-    "POST /v1/vms/{ref}/release": "takes an adopted VM from the records, and nothing of it is made here: vm.released names it",
+    "POST /v1/vms/{ref}/release": "takes an adopted VM from the records, and there is none here: vm.released holds what it was",
     "POST /v1/hosts/{ref}/adopt": "played hosts have no foreign domains; vm.adopted holds the VM and what was changed of it",
 }
 """Routes whose events need no before and after, or can't be had here, and why."""
@@ -139,6 +139,20 @@ class Audit:
     async def gone(self, route: str, code: str, **more: Any) -> Any:
         return await self.change(route, code, after=NOT_THERE, **more)
 
+    async def removed(
+        self, route: str, code: str, kind: str, ref: str, fields: dict[str, Any]
+    ) -> None:
+        """All that was shown of it is told, but for what is another in its last moments, or written otherwise."""
+        was = (await self.world.ok("GET", route.partition(" ")[2].format(ref=ref)))[kind]
+        await self.gone(route, code, fields=fields, ref=ref)
+        told = next(one.fields for one in reversed(await self.events(code=code)))
+        before = json.loads(str(told.get("before", "{}")))
+        for one in ("id", "revision", "state", "created"):
+            was.pop(one, None)
+            before.pop(one, None)
+        if before != {name: one for name, one in was.items() if one is not None}:
+            self.wrong.append((route, "before is another than it was shown", told))
+
     async def named(
         self, route: str, code: str, fields: dict[str, Any], body: Any = None, **names: str
     ) -> Any:
@@ -179,7 +193,7 @@ async def access(audit: Audit) -> None:
     await audit.named("DELETE /v1/sessions/{id}", "session.ended", fields, id=one)
     made = await audit.made("POST /v1/tokens", "token.created", {"cluster": "default"})
     one = made["token"]["id"]
-    await audit.named("DELETE /v1/tokens/{id}", "token.deleted", {"token": one}, id=one)
+    await audit.gone("DELETE /v1/tokens/{id}", "token.deleted", fields={"token": one}, id=one)
 
 
 async def sign_in_provider(audit: Audit) -> None:
@@ -307,7 +321,7 @@ async def notifications(audit: Audit) -> None:
     await audit.made("POST /v1/inhibitions", "notify.inhibition.created", wanted)
     fields = {"inhibition": "calm"}
     route = "DELETE /v1/inhibitions/{ref}"
-    await audit.named(route, "notify.inhibition.removed", fields, ref="calm")
+    await audit.gone(route, "notify.inhibition.removed", fields=fields, ref="calm")
 
 
 async def runs_with_what_it_has(audit: Audit, name: str) -> None:
@@ -373,11 +387,42 @@ async def vms(audit: Audit) -> None:
     await audit.gone(route, "snapshot.deleted", ref="web9", id=taken["id"])
     wanted = {"name": "shop", "vm": "web9"}
     await audit.made("POST /v1/templates", "template.created", wanted)
+    code, route = "template.changed", "PUT /v1/templates/{ref}/watchdog"
+    await audit.change(
+        route,
+        code,
+        {"model": "i6300esb", "action": "poweroff"},
+        ref="shop",
+        before={"watchdog": {"action": "reset"}},
+        after={"watchdog": {"action": "poweroff"}},
+    )
+    none = {"watchdog": None}
+    had = {"watchdog": {"model": "i6300esb", "action": "poweroff"}}
+    route = "DELETE /v1/templates/{ref}/watchdog"
+    await audit.change(route, code, ref="shop", before=had, after=none)
+    route = "POST /v1/templates/{ref}/watchdog"
+    await audit.change(route, code, card, ref="shop", before=none, after={"watchdog": card})
     route = "POST /v1/templates/{ref}/vms"
     await audit.made(route, "vm.created", {"name": "web10"}, ref="shop")
+    fields = {"vm": "web10"}
+    await audit.removed("DELETE /v1/vms/{ref}", "vm.deleted", "vm", "web10", fields)
     fields = {"name": "shop"}
-    await audit.named("DELETE /v1/vms/{ref}", "vm.deleted", {"vm": "web10"}, ref="web10")
-    await audit.named("DELETE /v1/templates/{ref}", "template.deleted", fields, ref="shop")
+    await audit.removed(
+        "DELETE /v1/templates/{ref}", "template.deleted", "template", "shop", fields
+    )
+
+
+async def host_removed(audit: Audit) -> None:
+    """Its power device goes with it."""
+    await audit.hosts.join("h9")
+    elsewhere = {"settings": POWER | {"address": "bmc-h9"}, "secrets": {"password": KEY}}
+    await audit.world.ok("PUT", "/v1/hosts/h9/power/bmc", elsewhere)
+    async with audit.world.store.read() as tx:
+        began = await tx.revision_now()
+    fields = {"name": "h9"}
+    await audit.removed("DELETE /v1/hosts/{ref}", "host.removed", "host", "h9", fields)
+    (gone,) = await audit.events(began, "power.settings.removed")
+    assert gone.user == WHO and "bmc-h9" in str(gone.fields["before"])
 
 
 async def beat_on(hosts: ObedientHosts) -> None:
@@ -404,10 +449,8 @@ def test_every_change_is_told_with_who_and_what_was_before_and_is_after(
     async def look(audit: Audit) -> None:
         world, hosts = audit.world, audit.hosts
         await fill(world, hosts)
-        for part in (access, sign_in_provider, clusters, power, notifications, vms):
+        for part in (access, sign_in_provider, clusters, power, notifications, vms, host_removed):
             await part(audit)
-        await hosts.join("h9")
-        await audit.named("DELETE /v1/hosts/{ref}", "host.removed", {"name": "h9"}, ref="h9")
         assert audit.wrong == []
         assert audit.tried.isdisjoint(NO_CHANGE)
         assert audit.tried | NO_CHANGE.keys() == CHANGING, "one is tried, or has its reason"

@@ -115,7 +115,7 @@ def test_who_is_late_each_time_is_told_in_the_end(
             world, "PUT", f"/vms/{vm_id}/watchdogs/{vm_id}", ACTION.format("poweroff")
         )
         assert answer.status_code == 409 and "problem.stale" in answer.text, answer.text
-        assert (await vms.watchdog(vm_id)).action.value == "pause"
+        assert (await vms.with_watchdog(vm_id)).watchdog.action.value == "pause"
 
     play(story)
 

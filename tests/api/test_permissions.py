@@ -29,6 +29,7 @@ OPERATOR_PREFIXES = (
     "PUT /v1/vms",
     "DELETE /v1/vms",
     "POST /v1/templates",
+    "PUT /v1/templates",
     "DELETE /v1/templates",
     "POST /v1/hosts/{ref}/",
     "GET /v1/vms/{ref}/console-log",
@@ -55,6 +56,7 @@ IN_CLUSTERS = {
     "GET /v1/vms/{ref}/screenshot": "consoles.operate",
     "POST /v1/vms/{ref}/console-tickets": "consoles.operate",
     "POST /v1/templates": "templates.operate",
+    "PUT /v1/templates": "templates.operate",
     "DELETE /v1/templates": "templates.operate",
     "POST /v1/hosts/{ref}/": "hosts.operate",
     "POST /v1/hosts/{ref}/death-tickets": "deaths.operate",
@@ -213,5 +215,6 @@ def test_there_is_a_route_for_each_row_of_the_brief() -> None:
     actions = ["start", "shutdown", "power-off", "reboot", "reset", "pause", "resume", "release"]
     assert {f"/v1/vms/{{ref}}/{action}" for action in actions} <= paths
     assert {"/v1/status", "/v1/capabilities", "/v1/codes", "/v1/events/stream"} <= paths
-    methods = {route.method for route in ROUTES if route.path == "/v1/vms/{ref}/watchdog"}
-    assert methods == {"GET", "POST", "PUT", "DELETE"}
+    for path in ("/v1/vms/{ref}/watchdog", "/v1/templates/{ref}/watchdog"):
+        methods = {route.method for route in ROUTES if route.path == path}
+        assert methods == {"GET", "POST", "PUT", "DELETE"}

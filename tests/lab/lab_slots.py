@@ -6,11 +6,14 @@ from virtha.agent.identity import load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.directory_domain import DirectoryDomain
 from virtha.lab.node import STORAGE_NAME, Node
-from virtha.lab.story import Story
+from virtha.lab.story import Story, no_restart_limit
 from virtha.model.ids import StorageDomainId
 from virtha.model.policy import LeasePolicy
 from virtha.model.slot import Slot
 from virtha.model.slot_round import slot_index
+
+LAB_LEASE = LeasePolicy(**no_restart_limit()["lease"])
+"""What hosts promise where no test said otherwise."""
 
 
 class Slots:

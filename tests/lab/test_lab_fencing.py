@@ -5,19 +5,17 @@ import time
 import pytest
 from event_times import seconds_after
 from fenced import fenced
-from lab_slots import Slots
+from lab_slots import LAB_LEASE, Slots
 
 from virtha.lab import faults
 from virtha.lab.api import Json
 from virtha.lab.bmc import Bmc
 from virtha.lab.node import wait_until
 from virtha.lab.records import begin_writing
-from virtha.lab.story import BY_COMMAND, Story, no_restart_limit
-from virtha.model.policy import LeasePolicy
+from virtha.lab.story import BY_COMMAND, Story
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(500)]
 RECOVERED_S = 150.0
-LEASE = LeasePolicy(**no_restart_limit()["lease"])
 
 
 def _codes(story: Story, after: int) -> list[str]:
@@ -138,7 +136,7 @@ def test_a_host_without_its_network_that_keeps_its_lease_is_told_as_isolated_at_
     slots = Slots(story)
     with fenced(story) as made:
         wait_until(
-            lambda: all(slots.is_armed(host, LEASE) for host in story.lab.hosts),
+            lambda: all(slots.is_armed(host, LAB_LEASE) for host in story.lab.hosts),
             "each host keeps its lease",
             timeout_s=RECOVERED_S,
             pause_s=0.2,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab_slots import Slots, boots
+from lab_slots import LAB_LEASE, Slots, boots
 
 from virtha.agent.identity import load_identity
 from virtha.agent.paths import AgentPaths
@@ -16,13 +16,11 @@ from virtha.lab.node import wait_until
 from virtha.lab.story import Story
 from virtha.model.errors import Failed
 from virtha.model.ids import BootId, HostId, InstallationId, StorageDomainId
-from virtha.model.policy import LeasePolicy
 from virtha.model.slot import Declaration, Slot
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 NAME = "theirs"
-LEASE = LeasePolicy()
-RENEWALS = 2 * LEASE.watchdog_ms // LEASE.renew_ms
+RENEWALS = 2 * LAB_LEASE.watchdog_ms // LAB_LEASE.renew_ms
 """Twice as many as a host gets out of its storage when nobody feeds its watchdog."""
 THEIRS, DOMAIN = InstallationId("another-installation"), StorageDomainId("their-domain")
 
@@ -50,7 +48,8 @@ def heartbeats(story: Story) -> Iterator[Path]:
     file = blocks.file
     blocks.close()
     yield file
-    story.lab.virtha("storage", "remove", NAME, "--yes")
+    if any(one["domain"]["name"] == NAME for one in story.api.get("/v1/storage-domains")["items"]):
+        story.lab.virtha("storage", "remove", NAME, "--yes")
     shutil.rmtree(directory)
 
 
@@ -61,7 +60,7 @@ def test_a_domain_where_another_clusters_hosts_beat_is_refused_told_and_left_alo
 ) -> None:
     slots = Slots(story)
     wait_until(
-        lambda: all(slots.is_armed(host, LEASE) for host in story.lab.hosts),
+        lambda: all(slots.is_armed(host, LAB_LEASE) for host in story.lab.hosts),
         "each host's watchdog runs",
         timeout_s=60.0,
     )

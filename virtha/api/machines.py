@@ -1,7 +1,8 @@
-"""Virtual machines and their watchdogs: thin over control."""
+"""Virtual machines: thin over control."""
 
 from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.watchdogs import watchdog_routes
 from virtha.control.requests import (
     DiskCreate,
     DiskResize,
@@ -11,13 +12,11 @@ from virtha.control.requests import (
     VmMigrate,
     VmQuery,
     VmStart,
-    WatchdogRequest,
 )
 from virtha.control.views import Page, VmView
 from virtha.model.errors import NotFound, Unavailable
 from virtha.model.operation import Operation
 from virtha.model.value import Request
-from virtha.model.watchdog import Watchdog
 
 
 class DeleteVmQuery(Request, frozen=True, kw_only=True):
@@ -98,35 +97,6 @@ async def resume_vm(call: Call[NoQuery, NoBody]) -> Answer:
 
 async def release_vm(call: Call[NoQuery, NoBody]) -> Answer:
     return accepted(await call.control.vms.release(call.caller, call.ref))
-
-
-async def get_watchdog(call: Call[NoQuery, NoBody]) -> Answer:
-    watchdog = await call.control.vms.watchdog(call.ref)
-    view = await call.control.vms.get(call.ref)
-    return Answer(body=watchdog, revision=view.vm.revision)
-
-
-def _watchdog_of(view: VmView) -> Answer:
-    return Answer(
-        body=view.vm.watchdog,
-        revision=view.vm.revision,
-        location=f"/v1/vms/{view.vm.id}/watchdog",
-    )
-
-
-async def add_watchdog(call: Call[NoQuery, WatchdogRequest]) -> Answer:
-    vms = call.control.vms
-    return _watchdog_of(await vms.add_watchdog(call.caller, call.ref, call.body, call.if_match))
-
-
-async def put_watchdog(call: Call[NoQuery, WatchdogRequest]) -> Answer:
-    vms = call.control.vms
-    return _watchdog_of(await vms.put_watchdog(call.caller, call.ref, call.body, call.if_match))
-
-
-async def remove_watchdog(call: Call[NoQuery, NoBody]) -> Answer:
-    await call.control.vms.remove_watchdog(call.caller, call.ref, call.if_match)
-    return Answer()
 
 
 async def add_disk(call: Call[NoQuery, DiskCreate]) -> Answer:
@@ -317,43 +287,8 @@ ROUTES: tuple[Route, ...] = (
         answer=Operation,
         status=202,
     ),
-    Route(
-        method="GET",
-        path="/v1/vms/{ref}/watchdog",
-        role=VIEWER,
-        summary="Show a VM's watchdog",
-        handler=get_watchdog,
-        answer=Watchdog,
-    ),
-    Route(
-        method="POST",
-        path="/v1/vms/{ref}/watchdog",
-        role=OPERATOR,
-        summary="Give a VM its watchdog",
-        handler=add_watchdog,
-        body=WatchdogRequest,
-        answer=Watchdog,
-        status=201,
-        conditional=True,
-    ),
-    Route(
-        method="PUT",
-        path="/v1/vms/{ref}/watchdog",
-        role=OPERATOR,
-        summary="Replace a VM's watchdog",
-        handler=put_watchdog,
-        body=WatchdogRequest,
-        answer=Watchdog,
-        conditional=True,
-    ),
-    Route(
-        method="DELETE",
-        path="/v1/vms/{ref}/watchdog",
-        role=OPERATOR,
-        summary="Remove a VM's watchdog",
-        handler=remove_watchdog,
-        status=204,
-        conditional=True,
+    *watchdog_routes(
+        "vms", "a VM", keeper=lambda control: control.vms, record=lambda view: view.vm
     ),
     Route(
         method="POST",

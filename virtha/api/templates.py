@@ -2,6 +2,7 @@
 
 from virtha.api.inventory import accepted
 from virtha.api.route import OPERATOR, VIEWER, Answer, Call, NoBody, NoQuery, Route
+from virtha.api.watchdogs import watchdog_routes
 from virtha.control.requests import SearchQuery, TemplateCreate, VmFromTemplate
 from virtha.control.views import Page, TemplateView
 from virtha.model.errors import NotFound
@@ -78,5 +79,11 @@ ROUTES: tuple[Route, ...] = (
         body=VmFromTemplate,
         answer=Operation,
         status=202,
+    ),
+    *watchdog_routes(
+        "templates",
+        "a template",
+        keeper=lambda control: control.templates,
+        record=lambda view: view.template,
     ),
 )

@@ -22,6 +22,7 @@ from virtha.cli.session import (
     show_one,
 )
 from virtha.cli.several import each
+from virtha.cli.watchdog import CardHelp, card_or_none, watchdog_app
 from virtha.model.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Templates that VMs are made from.")
@@ -77,6 +78,7 @@ def template_path(name: str, *verb: str) -> str:
     return "/".join(["/v1/templates", ref(name, field="TEMPLATE"), *verb])
 
 
+app.add_typer(watchdog_app("template", TemplateArgument, template_path), name="watchdog")
 _TEMPLATES_OWN = ("image", "machine", "architecture", "disk", "cluster")
 """Options of `vm create` that say what the template says already."""
 _ALTERS = ("name", "start", "storage_domain")
@@ -136,6 +138,11 @@ def create_template(
         ..., "--from", metavar="VM", help="The VM to copy; it must be down."
     ),
     description: str = typer.Option("", help="A remark."),
+    watchdog: str | None = typer.Option(
+        None,
+        metavar="MODEL:ACTION",
+        help=f"In place of the VM's card. {CardHelp} 'none': without a card.",
+    ),
     wait: bool = WaitOption,
     timeout: str = TimeoutOption,
 ) -> None:
@@ -144,11 +151,13 @@ def create_template(
     It has the VM's settings, its watchdog and full copies of its disks.
     For example: virtha template create web --from web1
     """
-    body = {"name": name, "vm": source, "description": description}
+    body: dict[str, Any] = {"name": name, "vm": source}
+    if description:
+        body["description"] = description
+    if watchdog is not None:
+        body["watchdog"] = card_or_none(watchdog)
     with connected(ctx) as client:
-        operation = client.post(
-            "/v1/templates", {key: value for key, value in body.items() if value}
-        )
+        operation = client.post("/v1/templates", body)
         finish(ctx, client, operation, f"template {name} is ready", wait=wait, timeout=timeout)
 
 

@@ -9,7 +9,7 @@ from virtha.cli.client import Client, ref
 from virtha.cli.console_terminal import console
 from virtha.cli.event import follow_events
 from virtha.cli.options import options
-from virtha.cli.output import View, emit_list, note
+from virtha.cli.output import emit_list, note
 from virtha.cli.parsing import confirm, parse_disk, parse_nic, parse_size
 from virtha.cli.progress import finish
 from virtha.cli.session import (
@@ -31,39 +31,32 @@ from virtha.cli.template import from_template, template_path
 from virtha.cli.views import EVENT, FOREIGN, VM, pending_lines
 from virtha.cli.vm_console import console_log, screenshot
 from virtha.cli.vm_devices import disk_app, nic_app
+from virtha.cli.watchdog import CardHelp, card_body, card_or_none, watchdog_app
 from virtha.model.errors import InvalidInput
 from virtha.model.machine import MachineType
 from virtha.model.policy import PermissionGrade
 from virtha.model.vm import PRIORITY_MAX, OnIoError, VmState
-from virtha.model.watchdog import Watchdog, WatchdogAction, WatchdogModel, parse_watchdog
 
 MIB = 1 << 20
 app = typer.Typer(no_args_is_help=True, help="Virtual machines.")
-watchdog_app = typer.Typer(no_args_is_help=True, help="A VM's watchdog card.")
-app.add_typer(watchdog_app, name="watchdog")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(disk_app, name="disk")
 app.add_typer(nic_app, name="nic")
 
 NameArgument = typer.Argument(metavar="VM", help="Name or id.")
 NamesArgument = typer.Argument(metavar="VM", help="Names or ids.")
-MODELS = ", ".join(WatchdogModel)
-ACTIONS = ", ".join(WatchdogAction)
 GradeHelp = (
     "How far automatic action may go with it at most; at first: fence, as far as in its cluster."
 )
 OnIoErrorHelp = "What becomes of it when a disk's I/O error has paused it; at first: auto_resume."
 PriorityHelp = "Of VMs that come back after a failure, the higher is started first; at first: 0."
-WatchdogHelp = f"MODEL:ACTION. Models: {MODELS}. Actions: {ACTIONS}."
 
 
 def vm_path(name: str, *verb: str) -> str:
     return "/".join(["/v1/vms", ref(name, field="VM"), *verb])
 
 
-def _watchdog_body(text: str) -> dict[str, str]:
-    card: Watchdog = parse_watchdog(text)
-    return {"model": str(card.model), "action": str(card.action)}
+app.add_typer(watchdog_app("VM", NameArgument, vm_path), name="watchdog")
 
 
 @app.command("list")
@@ -110,7 +103,7 @@ def create_vm(
     vcpus: int = typer.Option(1, min=1, help="Virtual processors."),
     machine: MachineType = typer.Option(MachineType.Q35, help="Machine type."),
     architecture: str = typer.Option("x86_64", help="Processor architecture."),
-    watchdog: str | None = typer.Option(None, metavar="MODEL:ACTION", help=WatchdogHelp),
+    watchdog: str | None = typer.Option(None, metavar="MODEL:ACTION", help=CardHelp),
     ha: bool = typer.Option(False, "--ha/--no-ha", help="Restart it after a failure."),
     priority: int | None = typer.Option(None, min=0, max=PRIORITY_MAX, help=PriorityHelp),
     grade: PermissionGrade | None = typer.Option(None, help=GradeHelp),
@@ -141,7 +134,7 @@ def create_vm(
         "vcpus": vcpus,
         "machine": str(machine),
         "architecture": architecture,
-        "watchdog": _watchdog_body(watchdog) if watchdog is not None else None,
+        "watchdog": card_body(watchdog) if watchdog is not None else None,
         "ha": ha,
         "priority": priority,
         "grade": str(grade) if grade else None,
@@ -174,7 +167,7 @@ def edit_vm(
     vcpus: int | None = typer.Option(None, min=1, help="Processors, from the next start on."),
     machine: MachineType | None = typer.Option(None, help="Machine type, from the next start on."),
     watchdog: str | None = typer.Option(
-        None, metavar="MODEL:ACTION", help=f"{WatchdogHelp} 'none' removes the card."
+        None, metavar="MODEL:ACTION", help=f"{CardHelp} 'none' removes the card."
     ),
     ha: bool | None = typer.Option(None, "--ha/--no-ha", help="Restart it after a failure."),
     priority: int | None = typer.Option(None, min=0, max=PRIORITY_MAX, help=PriorityHelp),
@@ -202,7 +195,7 @@ def edit_vm(
     }
     body = {key: value for key, value in body.items() if value is not None}
     if watchdog is not None:
-        body["watchdog"] = None if watchdog == "none" else _watchdog_body(watchdog)
+        body["watchdog"] = card_or_none(watchdog)
     if drop_pending:
         if body:
             raise InvalidInput(
@@ -432,37 +425,3 @@ def vm_events(
 app.command("console-log")(console_log)
 app.command("console")(console)
 app.command("screenshot")(screenshot)
-
-
-CARD = View(
-    name=lambda item: f"{item['model']}:{item['action']}",
-    columns=(),
-    details=lambda item: [("model", item["model"]), ("action", item["action"])],
-)
-
-
-@watchdog_app.command("show")
-def show_watchdog(ctx: typer.Context, name: str = NameArgument) -> None:
-    """Show the card: its model, and what is done when it fires."""
-    show_one(ctx, lambda client: client.get(vm_path(name, "watchdog")), CARD)
-
-
-@watchdog_app.command("set")
-def set_watchdog(
-    ctx: typer.Context,
-    name: str = NameArgument,
-    card: str = typer.Argument(metavar="MODEL:ACTION", help=WatchdogHelp),
-) -> None:
-    """Give a VM this card, in place of the one it has."""
-    body = _watchdog_body(card)
-    with connected(ctx) as client:
-        answer = client.call("PUT", vm_path(name, "watchdog"), body=body).body
-    report(ctx, answer, f"VM {name} has watchdog {card}")
-
-
-@watchdog_app.command("remove")
-def remove_watchdog(ctx: typer.Context, name: str = NameArgument) -> None:
-    """Remove the card."""
-    with connected(ctx) as client:
-        answer = client.delete(vm_path(name, "watchdog"))
-    report(ctx, answer, f"VM {name} has no watchdog now")

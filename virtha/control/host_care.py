@@ -5,6 +5,7 @@ The engine decides in its next turn; each call waits for that, and says what cam
 
 import hashlib
 import secrets
+from typing import Any
 
 from virtha.control.engine_words import say, until
 from virtha.control.history import record
@@ -174,9 +175,28 @@ class HostCare:
         )
         say(self._leaders, subject.cluster_id, event)
         await until(lambda: self._heard(word, began), fix=_LOOK_AGAIN)
+        await self._tell_of_death(caller, subject, word, force)
         return DeathView(
             host_id=word.host_id, host=word.name, boot=word.boot, incident=word.incident
         )
+
+    async def _tell_of_death(
+        self, caller: Caller, subject: _Subject, word: _Word, force: str | None
+    ) -> None:
+        """The engine tells what it is a proof of, and of a second proof nothing; whose word it was stands here in any case."""
+        why: dict[str, Any] = {} if force is None else {"force_reason": force}
+        async with self._store.write() as tx:
+            row = await find_host(tx, word.host_id)
+            await record(
+                tx,
+                "host.death_confirmed",
+                host=row.host if row is not None else None,
+                cluster_id=subject.cluster_id,
+                by=caller.name,
+                name=word.name,
+                incident=word.incident,
+                **why,
+            )
 
     async def _heard(self, word: _Word, began: Revision) -> bool | None:
         """None: not yet."""

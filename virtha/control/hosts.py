@@ -1,13 +1,12 @@
 """Hosts: what operators ask of them, and their sessions' beginnings and ends."""
 
 import builtins
-from typing import Any
 
 import msgspec
 
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.hellos import HelloBook
-from virtha.control.history import record
+from virtha.control.history import changes_between, record
 from virtha.control.hold_reasons import as_seen
 from virtha.control.host_settings import settings_for
 from virtha.control.known_settings import CLOCK_OFFSET_MAX, setting_values
@@ -15,6 +14,7 @@ from virtha.control.names import check_limit, check_revision, page_of, the_host
 from virtha.control.operations import check_nothing_open
 from virtha.control.own_machine import OwnMachine
 from virtha.control.plan import AdoptFound, Give, Plan, Step
+from virtha.control.power import drop_power_of_host
 from virtha.control.power_summaries import last_failure, power_summaries
 from virtha.control.protection import texts
 from virtha.control.requests import AdoptRequest, SearchQuery
@@ -215,12 +215,15 @@ class Hosts:
                     f"host {row.host.name} was removed",
                 )
             await revoke_certificates(tx, row.host.id)
+            await drop_power_of_host(tx, caller, row.host)
             await drop_host(tx, row.host.id)
             for domain in await storage_of_cluster(tx, row.host.cluster_id):
                 await compare_marks(tx, domain)
-            word: dict[str, Any] = {"powered_off": True} if powered_off else {}
+            told = changes_between(row.host, None)
+            if powered_off:
+                told["powered_off"] = True
             await record(
-                tx, "host.removed", host=row.host, by=caller.name, name=row.host.name, **word
+                tx, "host.removed", host=row.host, by=caller.name, name=row.host.name, **told
             )
             effects.configure(row.host.cluster_id)
             effects.disconnect(row.host.id, "wire.refused.revoked")

@@ -77,8 +77,11 @@ class Inhibitions:
         """What it held back and still goes on is told. One that nobody can read goes, too."""
         async with self._store.write() as tx:
             its_id, name = await _called(tx, ref)
+            readable, _ = await all_inhibitions(tx)
+            was = next((one for one in readable if one.id == its_id), None)
+            told = changes_between(was, None) if was is not None else {}
             await drop_inhibition(tx, its_id)
-            await record(tx, "notify.inhibition.removed", by=caller.name, inhibition=name)
+            await record(tx, "notify.inhibition.removed", by=caller.name, inhibition=name, **told)
 
 
 def _check_has_end(source: Matcher) -> None:

@@ -374,6 +374,12 @@ def _no_device(host: str, name: str | None, there: tuple[str, ...]) -> VirthaErr
     )
 
 
+async def drop_power_of_host(tx: WriteTransaction, caller: Caller, host: Host) -> None:
+    """With the host they go, too: each is told as it was."""
+    for row in await power_of_host(tx, host.id):
+        await _drop(tx, caller, row, None, row.record.name, host.name, host=host)
+
+
 async def _drop(
     tx: WriteTransaction,
     caller: Caller,

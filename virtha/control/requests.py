@@ -171,11 +171,12 @@ class VmChange(Request, frozen=True, kw_only=True):
 
 
 class TemplateCreate(Request, frozen=True, kw_only=True):
-    """``vm``: name or id of the VM that it is made from, which must be down."""
+    """``vm``: name or id of the VM that it is made from, which must be down. ``watchdog``: in place of that VM's; None: no card."""
 
     name: str
     vm: str
     description: str = ""
+    watchdog: WatchdogRequest | UnsetType | None = UNSET
 
 
 class VmFromTemplate(Request, frozen=True, kw_only=True):

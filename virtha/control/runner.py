@@ -543,4 +543,5 @@ class Runner:
             host=host.host if host else None,
             operation_id=run.operation.id,
             by=run.plan.by,
+            **changes_between(row.vm, None),
         )

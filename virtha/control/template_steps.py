@@ -44,4 +44,5 @@ async def carry_out(
             operation_id=operation_id,
             by=by,
             name=template.name,
+            **changes_between(template, None),
         )

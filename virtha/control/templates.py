@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from virtha.control.effects import Dispatcher, Effects
 from virtha.control.history import changes_between, record
-from virtha.control.launch import read_surroundings
+from virtha.control.launch import Surroundings, read_surroundings
 from virtha.control.maker import choose_maker
 from virtha.control.names import (
     check_limit,
@@ -27,7 +27,7 @@ from virtha.control.runner import Runner
 from virtha.control.searching import page_of_search
 from virtha.control.torn import check_not_torn
 from virtha.control.views import Caller, Page, TemplateView
-from virtha.control.vm_checks import capabilities_of, check_watchdog
+from virtha.control.vm_checks import capabilities_of, check_first_watchdog, check_watchdog
 from virtha.control.vm_from_template import plan_vm
 from virtha.model.errors import Conflict, NotFound, Refused
 from virtha.model.ids import DiskId, Revision, TemplateId, VmId
@@ -36,6 +36,7 @@ from virtha.model.orders import CopyDisk, DeleteTemplate
 from virtha.model.template import DIRECTORY, Template, TemplateNic, TemplateState
 from virtha.model.time import UtcMillis
 from virtha.model.vm import Disk, Vm, VmState
+from virtha.model.watchdog import Watchdog
 from virtha.ports.hosts import HostLinks
 from virtha.store.body import bodies_with_ids
 from virtha.store.clusters import find_cluster
@@ -96,16 +97,10 @@ class Templates:
         async with self._store.read() as tx:
             return await templates_of_vms(tx, ids if len(ids) <= VMS_NAMED_MAX else None)
 
-    async def create(
-        self,
-        caller: Caller,
-        request: TemplateCreate,
-        *,
-        watchdog: WatchdogRequest | UnsetType = UNSET,
-    ) -> Operation:
+    async def create(self, caller: Caller, request: TemplateCreate) -> Operation:
         """Copy the disks of a VM that is down, in full; until that is done nothing else is done with it.
 
-        ``watchdog``: in place of the VM's. The operation's subject is the VM. Raises Refused (`problem.vm.state`) where it runs or may start.
+        The operation's subject is the VM. Raises Refused (`problem.vm.state`) where it runs or may start.
         """
         effects = Effects()
         async with self._store.write() as tx:
@@ -120,9 +115,8 @@ class Templates:
             await check_not_torn(tx, vm)
             template = _template_of(vm, request, created=tx.clock.wall_ms())
             surroundings = await read_surroundings(tx, vm.cluster_id)
-            if watchdog is not UNSET:
-                able = capabilities_of(surroundings)
-                card = check_watchdog(watchdog, vm.architecture, vm.machine, able)
+            if request.watchdog is not UNSET:
+                card = _checked_card(template, request.watchdog, surroundings)
                 template = msgspec.structs.replace(template, watchdog=card)
             maker = choose_maker(vm, surroundings, self._links, tx.clock.monotonic_ms())
             await save_template(tx, template)
@@ -182,6 +176,14 @@ class Templates:
 
     # watchdog: what VMs that are made from now on get; those that were made already keep theirs
 
+    async def with_watchdog(self, ref: str) -> Template:
+        """Raises NotFound: it has none."""
+        async with self._store.read() as tx:
+            template = await the_template(tx, ref)
+        if template.watchdog is None:
+            raise _has_no_watchdog(template)
+        return template
+
     async def add_watchdog(
         self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None
     ) -> TemplateView:
@@ -213,19 +215,11 @@ class Templates:
             check_revision(if_match, template.revision)
             _check_ready(template)
             if request is None and template.watchdog is None:
-                raise NotFound(f"template {template.name} has no watchdog")
-            if first and template.watchdog is not None:
-                raise Conflict(
-                    f"template {template.name} has watchdog "
-                    f"{template.watchdog.model}:{template.watchdog.action}",
-                    code="problem.watchdog.second",
-                    field="watchdog",
-                    fix="replace it by PUT, or remove it first",
-                )
-            card = None
-            if request is not None:
-                able = capabilities_of(await read_surroundings(tx, template.cluster_id))
-                card = check_watchdog(request, template.architecture, template.machine, able)
+                raise _has_no_watchdog(template)
+            if first:
+                check_first_watchdog(template.watchdog, owner=f"template {template.name}")
+            surroundings = await read_surroundings(tx, template.cluster_id)
+            card = _checked_card(template, request, surroundings)
             if card != template.watchdog:
                 present = template
                 template = await save_template(tx, msgspec.structs.replace(template, watchdog=card))
@@ -363,6 +357,23 @@ async def _check_unused(tx: Transaction, template: Template) -> None:
             code="problem.template.in_use",
             fix="delete these VMs first, with their disks",
         )
+
+
+def _has_no_watchdog(template: Template) -> NotFound:
+    return NotFound(
+        f"template {template.name} has no watchdog",
+        fix="VMs that are made from it have none of their own either, unless it is said for them",
+    )
+
+
+def _checked_card(
+    template: Template, request: WatchdogRequest | None, surroundings: Surroundings
+) -> Watchdog | None:
+    """Raises InvalidInput: VMs that are made from it could not have it."""
+    if request is None:
+        return None
+    able = capabilities_of(surroundings)
+    return check_watchdog(request, template.architecture, template.machine, able)
 
 
 def _as_vm(template: Template) -> Vm:

@@ -98,4 +98,5 @@ class Tokens:
                 cluster_id=row.token.cluster_id,
                 by=caller.name,
                 token=row.token.id,
+                **changes_between(row.token, None),
             )

@@ -146,6 +146,17 @@ def check_watchdog(
     return Watchdog(model=WatchdogModel(request.model), action=WatchdogAction(request.action))
 
 
+def check_first_watchdog(card: Watchdog | None, *, owner: str) -> None:
+    """W1: a second one is refused. Raises Conflict (`problem.watchdog.second`)."""
+    if card is not None:
+        raise Conflict(
+            f"{owner} has watchdog {card.model}:{card.action}",
+            code="problem.watchdog.second",
+            field="watchdog",
+            fix="replace it by PUT, or remove it first",
+        )
+
+
 def check_disk_path(path: str, domain: StorageDomain, *, field: str) -> str:
     """A plain relative path inside the domain. Symbolic links are the agent's to refuse: only it sees them."""
     if domain.ceph is not UNSET:

@@ -33,6 +33,7 @@ from virtha.control.vm_checks import (
     IMAGES,
     PlannedDisk,
     capabilities_of,
+    check_first_watchdog,
     check_mac_free,
     check_machine,
     check_sizes,
@@ -44,14 +45,13 @@ from virtha.control.vm_checks import (
 )
 from virtha.control.vm_power import VmPower
 from virtha.control.vm_views import VmViews
-from virtha.model.errors import Conflict, NotFound, Refused
+from virtha.model.errors import NotFound, Refused
 from virtha.model.host import Host
 from virtha.model.ids import Incarnation, Revision, VmId
 from virtha.model.operation import Operation
 from virtha.model.orders import CreateDisk, DefineVm, ForgetVm, ReleaseVm
 from virtha.model.template import DIRECTORY
 from virtha.model.vm import Vm, VmStatus
-from virtha.model.watchdog import Watchdog
 from virtha.ports.hosts import HostLinks
 from virtha.ports.leaders import Leaders
 from virtha.store.engine import find_vm_record
@@ -251,13 +251,8 @@ class Vms:
             row = await the_vm(tx, ref)
             check_revision(if_match, row.vm.revision)
             await check_nothing_open(tx, row.vm.id, "a change")
-            if first_watchdog and row.vm.watchdog is not None:
-                raise Conflict(
-                    f"{row.vm.name} has watchdog {row.vm.watchdog.model}:{row.vm.watchdog.action}",
-                    code="problem.watchdog.second",
-                    field="watchdog",
-                    fix="replace it by PUT, or remove it first",
-                )
+            if first_watchdog:
+                check_first_watchdog(row.vm.watchdog, owner=row.vm.name)
             changed = await self._changed(tx, row.vm, request)
             if changed != row.vm:
                 saved = await save_vm(tx, changed)
@@ -348,14 +343,15 @@ class Vms:
 
     # watchdog
 
-    async def watchdog(self, ref: str) -> Watchdog:
+    async def with_watchdog(self, ref: str) -> Vm:
+        """Raises NotFound: it has none."""
         async with self._store.read() as tx:
             vm = (await the_vm(tx, ref)).vm
         if vm.watchdog is None:
             raise NotFound(
                 f"{vm.name} has no watchdog of its own", fix="its host's default applies, if any"
             )
-        return vm.watchdog
+        return vm
 
     async def add_watchdog(
         self, caller: Caller, ref: str, request: WatchdogRequest, if_match: Revision | None = None
@@ -372,7 +368,7 @@ class Vms:
     async def remove_watchdog(
         self, caller: Caller, ref: str, if_match: Revision | None = None
     ) -> VmView:
-        await self.watchdog(ref)  # raises NotFound
+        await self.with_watchdog(ref)
         return await self._change(caller, ref, VmChange(watchdog=None), if_match)
 
     # delete and release

@@ -151,18 +151,35 @@ def test_start_on_a_host(api: Api, run: Run) -> None:
     assert api.asked[0].body == {"host": "h2"}
 
 
-@pytest.mark.req("W3")
-def test_watchdog_card(api: Api, run: Run) -> None:
+@pytest.mark.req("W1", "W3")
+@pytest.mark.parametrize(
+    ("noun", "path", "named"),
+    [
+        ("vm", "/v1/vms/web1/watchdog", "VM web1"),
+        ("template", "/v1/templates/web1/watchdog", "template web1"),
+    ],
+)
+def test_watchdog_card(api: Api, run: Run, noun: str, path: str, named: str) -> None:
     card = {"model": "ib700", "action": "poweroff"}
-    api.on("PUT", "/v1/vms/web1/watchdog", card)
-    api.on("GET", "/v1/vms/web1/watchdog", card)
-    api.on("DELETE", "/v1/vms/web1/watchdog", Answer(status=204))
-    assert run("vm", "watchdog", "set", "web1", "ib700:poweroff").code == 0
+    api.on("PUT", path, card)
+    api.on("GET", path, card)
+    api.on("DELETE", path, Answer(status=204))
+    ran = run(noun, "watchdog", "set", "web1", "ib700:poweroff")
+    assert ran.out == f"{named} has watchdog ib700:poweroff\n"
     assert api.asked[0].body == card
-    assert json.loads(run("vm", "watchdog", "show", "web1", "-o", "json").out) == card
-    assert run("vm", "watchdog", "show", "web1").out == "model\tib700\naction\tpoweroff\n"
-    assert run("vm", "watchdog", "remove", "web1").out == "VM web1 has no watchdog now\n"
-    assert run("vm", "watchdog", "set", "web1", "ib700").code == 2
+    assert json.loads(run(noun, "watchdog", "show", "web1", "-o", "json").out) == card
+    assert run(noun, "watchdog", "show", "web1").out == "model\tib700\naction\tpoweroff\n"
+    assert run(noun, "watchdog", "remove", "web1").out == f"{named} has no watchdog now\n"
+    asked = len(api.asked)
+    for wrong, told in (
+        ("ib700", "the action is missing"),
+        ("tardis:reset", "allowed: i6300esb, ib700, diag288, itco"),
+        ("ib700:dance", "allowed: reset, poweroff, pause, dump, none"),
+        ("none", "'none' is no watchdog model"),
+    ):
+        ran = run(noun, "watchdog", "set", "web1", wrong)
+        assert ran.code == 2 and told in ran.err, ran.err
+    assert len(api.asked) == asked, "none of it was sent"
 
 
 def test_delete_asks_or_needs_yes(api: Api, run: Run) -> None:

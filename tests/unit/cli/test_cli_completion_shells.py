@@ -122,6 +122,10 @@ def test_tab_completes_names_words_and_paths(typed: Typed, api: Api) -> None:
             ["vm", "watchdog", "set", "web1", "ib700:poweroff"],
         ),
         (
+            "virtha template watchdog set gold ib700:po",
+            ["template", "watchdog", "set", "gold", "ib700:poweroff"],
+        ),
+        (
             "virtha vm create x --watchdog=ib700:po",
             ["vm", "create", "x", "--watchdog=ib700:poweroff"],
         ),

@@ -54,5 +54,23 @@ def test_a_template_is_made_and_deleted(api: Api, run: Run) -> None:
     assert run("template", "create", "gold", "--from", "web1").out.startswith("template gold is")
     sent = msgspec.convert(api.asked[0].body, TemplateCreate)
     assert (sent.name, sent.vm, sent.description) == ("gold", "web1", "")
+    assert sent.watchdog is msgspec.UNSET
     assert run("template", "delete", "gold", "--yes").out.startswith("template gold is deleted")
     assert run("template", "create", "gold").code == 2
+
+
+@pytest.mark.req("W1", "W5")
+@pytest.mark.parametrize(
+    ("card", "sent"),
+    [("ib700:reset", {"model": "ib700", "action": "reset"}), ("none", None)],
+)
+def test_a_template_is_made_with_another_card_or_none(
+    api: Api, run: Run, card: str, sent: dict[str, str] | None
+) -> None:
+    api.on("POST", "/v1/templates", accepted(operation(kind="template.create")))
+    ran = run("template", "create", "gold", "--from", "web1", "--watchdog", card, "--no-wait")
+    assert ran.code == 0
+    assert api.asked[0].body == {"name": "gold", "vm": "web1", "watchdog": sent}
+    ran = run("template", "create", "gold", "--from", "web1", "--watchdog", "tardis:reset")
+    assert ran.code == 2 and "allowed: i6300esb" in ran.err
+    assert len(api.asked) == 1

@@ -1,5 +1,6 @@
 """Scan, adopt, release; status, hold, policy: what concerns hosts and the whole installation."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,10 @@ def test_release_gives_an_adopted_vm_back(tell: Tell) -> None:
         await host.answer()
         with pytest.raises(NotFound):
             await world.control.vms.get("old1")
-        assert (await world.events("vm.released"))[0].host_id == host.id
+        (released,) = await world.events("vm.released")
+        assert (released.host_id, released.user) == (host.id, "admin")
+        before = json.loads(str(released.fields["before"]))
+        assert before["name"] == "old1" and before["adopted"] is True
 
     tell(story)
 

@@ -183,6 +183,30 @@ def test_a_templates_watchdog_is_one_and_can_be_replaced_and_removed(tell: Tell)
     tell(story)
 
 
+@pytest.mark.req("W1", "W5")
+def test_a_template_is_made_with_another_card_than_the_vms(tell: Tell) -> None:
+    async def story(world: Any) -> None:
+        await _with_vm(world)
+        templates = world.control.templates
+        card = WatchdogRequest(model="ib700", action="pause")
+        wrong = WatchdogRequest(model="diag288", action="reset")
+        bad = TemplateCreate(name="gold", vm="web1", watchdog=wrong)
+        error = await _refused(InvalidInput, "problem.watchdog.model", templates.create(ADMIN, bad))
+        assert error.field == "watchdog.model" and "i6300esb" in error.allowed
+        for name, wanted in (("gold", card), ("bare", None)):
+            request = TemplateCreate(name=name, vm="web1", watchdog=wanted)
+            await world.play((await templates.create(ADMIN, request)).id)
+        had = (await templates.with_watchdog("gold")).watchdog
+        assert had is not None
+        assert (had.model, had.action) == (WatchdogModel.IB700, WatchdogAction.PAUSE)
+        none = await _refused(NotFound, "problem.not_found", templates.with_watchdog("bare"))
+        assert "bare has no watchdog" in none.message
+        source = (await world.control.vms.get("web1")).vm.watchdog
+        assert source is not None and source.model is WatchdogModel.I6300ESB, "it keeps its own"
+
+    tell(story)
+
+
 @pytest.mark.req("W5")
 @pytest.mark.bad_input("template in use")
 def test_a_template_goes_only_when_no_thin_disk_needs_it(tell: Tell) -> None:

@@ -489,7 +489,7 @@ def test_a_vm_has_at_most_one_watchdog(tell: Tell) -> None:
         await world.add_vm()
         card = WatchdogRequest(model="i6300esb", action="reset")
         with pytest.raises(NotFound):
-            await world.control.vms.watchdog("web1")
+            await world.control.vms.with_watchdog("web1")
         view = await world.control.vms.add_watchdog(ADMIN, "web1", card)
         assert view.vm.watchdog is not None
         with pytest.raises(Conflict) as second:
@@ -498,7 +498,7 @@ def test_a_vm_has_at_most_one_watchdog(tell: Tell) -> None:
         await world.control.vms.put_watchdog(
             ADMIN, "web1", WatchdogRequest(model="ib700", action="poweroff")
         )
-        assert (await world.control.vms.watchdog("web1")).model == "ib700"
+        assert (await world.control.vms.with_watchdog("web1")).watchdog.model == "ib700"
         await world.control.vms.remove_watchdog(ADMIN, "web1")
         with pytest.raises(NotFound):
             await world.control.vms.remove_watchdog(ADMIN, "web1")

@@ -64,6 +64,9 @@ def test_the_operators_word_frees_the_vms_of_a_silent_host_once(tmp_path: Path) 
             await care.confirm_death(ADMIN, "h1", said)
         assert again.value.code == "problem.token.unknown"
         assert h1.id == ticket.host_id
+        (told,) = await world.events("host.death_confirmed")
+        assert (told.host_id, told.cluster_id) == (h1.id, world.feed.cluster_id)
+        assert (told.user, told.fields["by"], told.fields["incident"]) == ("admin", "admin", 1)
 
     tell(tmp_path, story)
 
@@ -78,11 +81,14 @@ def test_whatever_speaks_against_it_is_named_and_only_a_reason_overrides_it(tmp_
             await while_turning(world, care.confirm_death(ADMIN, "h1", said))
         assert refused.value.code == "confirm.refused.life_seen" and refused.value.fix
         assert starts_on(world.hosts["h2"]) == 0
+        assert await world.events("host.death_confirmed") == [], "it was not believed"
         ticket = await care.ask_about_death(ADMIN, "h1")
         forced = DeathConfirmation(ticket=ticket.ticket, name="h1", force_reason="I hold its plug")
         await while_turning(world, care.confirm_death(ADMIN, "h1", forced))
         await world.settle()
         assert starts_on(world.hosts["h2"]) == 1
+        (told,) = await world.events("host.death_confirmed")
+        assert told.fields["force_reason"] == "I hold its plug"
 
     tell(tmp_path, story)
 

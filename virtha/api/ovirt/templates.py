@@ -82,10 +82,9 @@ async def add_template(call: Call) -> Reply:
         name=body["name"],
         vm=vm.id,
         description=body.get("description", ""),
+        watchdog=watchdog_of(body),
     )
-    operation = await call.control.templates.create(
-        call.caller, request, watchdog=watchdog_of(body)
-    )
+    operation = await call.control.templates.create(call.caller, request)
     status = status_of_addition(await waited(call, operation))
     made = await call.control.templates.get(body["name"])
     return Reply(shape="template", body=template_node(made), status=status)

@@ -17,7 +17,7 @@ ACCESS_EVENTS: tuple[Code, ...] = (
         1205, "token.created", INFO, "Join token created for cluster {cluster}", "cluster", "after"
     ),
     event(1206, "join.refused", WARNING, "A host was refused at joining: {reason}", "reason"),
-    event(1207, "token.deleted", INFO, "Token {token} deleted", "token"),
+    event(1207, "token.deleted", INFO, "Token {token} deleted", "token", "before"),
     event(
         1210,
         "user.locked_out",

@@ -112,7 +112,7 @@ EVENTS: tuple[Code, ...] = (
         "name",
         help="Make room below /var/lib/virtha on that host.",
     ),
-    event(1414, "host.removed", INFO, "Host {name} removed", "name"),
+    event(1414, "host.removed", INFO, "Host {name} removed", "name", "before"),
     event(
         1460,
         "host.maintenance.begun",
@@ -123,6 +123,16 @@ EVENTS: tuple[Code, ...] = (
         help="No VM starts there. End it with 'virtha host maintenance HOST --off'.",
     ),
     event(1461, "host.maintenance.ended", INFO, "{name} is no longer in maintenance", "name"),
+    event(
+        1464,
+        "host.death_confirmed",
+        INFO,
+        "{by} confirmed that {name} is dead",
+        "by",
+        "name",
+        "incident",
+        "force_reason",
+    ),
     event(
         1462,
         "host.migration_certificate",
@@ -244,7 +254,7 @@ EVENTS: tuple[Code, ...] = (
         "before",
         "after",
     ),
-    event(1611, "template.deleted", INFO, "Template {name} deleted", "name"),
+    event(1611, "template.deleted", INFO, "Template {name} deleted", "name", "before"),
     event(1612, "template.changed", INFO, "Template {name} changed", "name", "before", "after"),
     event(2000, "vm.created", INFO, "VM {vm} created", "vm", "after"),
     event(2001, "vm.changed", INFO, "VM {vm} changed", "vm", "before", "after"),
@@ -264,7 +274,7 @@ EVENTS: tuple[Code, ...] = (
         "VM {vm}, which did not run as far as is known, was switched off: it stays down",
         "vm",
     ),
-    event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm"),
+    event(2002, "vm.deleted", INFO, "VM {vm} deleted", "vm", "before"),
     event(
         2003,
         "vm.adopted",
@@ -275,7 +285,7 @@ EVENTS: tuple[Code, ...] = (
         "changes",
         "after",
     ),
-    event(2004, "vm.released", INFO, "VM {vm} released on {host}", "vm", "host"),
+    event(2004, "vm.released", INFO, "VM {vm} released on {host}", "vm", "host", "before"),
     event(2005, "vm.started", INFO, "VM {vm} started on {host}", "vm", "host", "incarnation"),
     event(
         2006,

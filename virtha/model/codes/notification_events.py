@@ -168,6 +168,7 @@ NOTIFICATION_EVENTS: tuple[Code, ...] = (
         INFO,
         "Rule of inhibition {inhibition} removed",
         "inhibition",
+        "before",
     ),
     event(
         1120,

@@ -29,7 +29,7 @@ PROBLEMS: tuple[Code, ...] = (
     _problem(8011, "problem.too_large", "The request is too large"),
     _problem(8012, "problem.method", "That method is not allowed here"),
     _problem(8020, "problem.name_taken", "The name is taken"),
-    _problem(8021, "problem.watchdog.second", "A VM has at most one watchdog"),
+    _problem(8021, "problem.watchdog.second", "A VM or template has at most one watchdog"),
     _problem(8022, "problem.watchdog.model", "The watchdog model does not fit"),
     _problem(8023, "problem.watchdog.action", "The watchdog action is missing or unknown"),
     _problem(8024, "problem.disk.outside", "The disk's path is outside its storage domain"),
