@@ -142,7 +142,7 @@ HOURS_S = 3_600
 FAR_S = (-30 * HOURS_S, -5 * HOURS_S, 5 * HOURS_S, 30 * HOURS_S)
 
 
-@pytest.mark.bad_input("clocks hours apart")
+@pytest.mark.bad_input("agent with a wrong clock")
 @pytest.mark.parametrize("storage_s", FAR_S)
 @pytest.mark.parametrize("writer_s", FAR_S)
 def test_whose_clock_a_write_has_is_no_matter(
