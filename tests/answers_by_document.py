@@ -131,24 +131,27 @@ def _said_wrong(key: str, answer: httpx.Response) -> str:
 
 
 def route_of(method: str, path: str) -> _Operation | None:
-    """What is written out in a path goes before a parameter."""
+    """As OpenAPI has it: what is written out in a path goes before a parameter, whatever may be done there."""
     parts = path.strip("/").split("/")
-    for template, operation in _operations().get((method, len(parts)), ()):
+    for template, operations in _operations().get(len(parts), ()):
         if all(
             want.startswith("{") or want == have for want, have in zip(template, parts, strict=True)
         ):
-            return operation
+            return operations.get(method)
     return None
 
 
 @cache
-def _operations() -> dict[tuple[str, int], list[tuple[list[str], _Operation]]]:
-    found: dict[tuple[str, int], list[tuple[list[str], _Operation]]] = {}
+def _operations() -> dict[int, list[tuple[list[str], dict[str, _Operation]]]]:
+    """By how many parts the path has."""
+    found: dict[int, list[tuple[list[str], dict[str, _Operation]]]] = {}
     for path, methods in sorted(_document()["paths"].items(), key=lambda one: one[0].count("{")):
         parts = path.strip("/").split("/")
-        for method, told in methods.items():
-            operation = _Operation(f"{method.upper()} {path}", told["responses"])
-            found.setdefault((method.upper(), len(parts)), []).append((parts, operation))
+        operations = {
+            method.upper(): _Operation(f"{method.upper()} {path}", told["responses"])
+            for method, told in methods.items()
+        }
+        found.setdefault(len(parts), []).append((parts, operations))
     return found
 
 

@@ -278,3 +278,6 @@ def test_what_is_written_out_in_a_path_goes_before_a_parameter(path: str) -> Non
     watch.look(httpx.Response(404, request=request, headers=PROBLEM_KIND, json=PROBLEM))
     name = "GET /v1/vms/{ref}" if "vms" in path else f"GET {path}"
     assert list(watch.seen) == [Answered(name, 404)]
+    # What can't be done at one that is written out is not what can be done with a parameter in its place.
+    assert looked_at("DELETE", "/v1/sessions/tokens", 405, headers=PROBLEM_KIND, json=PROBLEM) == []
+    assert looked_at("DELETE", "/v1/sessions/one", 405, headers=PROBLEM_KIND, json=PROBLEM)
