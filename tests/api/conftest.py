@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
+from answers_by_document import Watch, watching
 from argon2 import PasswordHasher
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
@@ -269,3 +270,18 @@ def _leaks_are_told_where_they_are_made() -> Iterator[None]:
     """As in tests/unit: not in whichever later test the garbage collector happens to run."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def watched_answers() -> Iterator[Watch]:
+    """What clients are answered by servers of the tests below here."""
+    watch = Watch()
+    with watching(watch):
+        yield watch
+
+
+@pytest.fixture(autouse=True)
+def _each_answer_fits_the_document(watched_answers: Watch) -> Iterator[None]:
+    yield
+    wrong, watched_answers.wrong = watched_answers.wrong, []
+    assert not wrong, "\n".join(wrong[:10])

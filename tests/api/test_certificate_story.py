@@ -1,5 +1,6 @@
 """A host's next certificate, from a real server process: in time, too early, too late, for another, revoked."""
 
+import base64
 import sqlite3
 import time
 from contextlib import closing
@@ -15,7 +16,14 @@ from virtha.agent.certificate import renewed
 from virtha.agent.identity import load_identity
 from virtha.agent.paths import AgentPaths
 from virtha.drivers.link import HostCredentials
-from virtha.drivers.pki import LocalAuthority, certificate_ends, make_key_and_csr, request_again
+from virtha.drivers.pki import (
+    LocalAuthority,
+    certificate_ends,
+    make_key_and_csr,
+    migration_name,
+    request_again,
+    signed_by,
+)
 from virtha.model.errors import Conflict, InvalidInput, Unauthenticated
 from virtha.model.time import UtcMillis
 from virtha.ports.authority import RENEW_BEFORE_MS
@@ -97,6 +105,17 @@ def test_only_the_host_itself_gets_one_and_only_for_its_key(
     with pytest.raises(InvalidInput, match="another key") as refused:
         ask(host, old)
     assert refused.value.field == "csr_pem"
+
+
+def test_the_key_of_joining_gets_a_host_its_certificate_for_moves(story: Story) -> None:
+    own = join_new(story, "moves").credentials
+    _, csr = make_key_and_csr(migration_name(own.host_id))
+    signature = base64.b64encode(signed_by(own.key_pem, csr.encode())).decode()
+    body = {"certificate_pem": own.certificate_pem, "csr_pem": csr, "signature": signature}
+    with story.server.rest() as client:
+        answer = client.post("/v1/join/migration", json=body)
+    assert answer.status_code == 201, answer.text
+    assert certificate_ends(answer.json()["certificate_pem"]) > now()
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def test_a_test_says_how_it_fared_and_is_in_the_list(play: Play) -> None:
         assert refused["receiver_name"] == "mail1"
         assert refused["event"]["code"] == "notify.test_asked"
         ident = refused["delivery"]["id"]
+        assert await world.ok("GET", f"/v1/deliveries/{ident}", role="viewer") == refused
         again = await world.ok("POST", f"/v1/deliveries/{ident}/retry")
         assert again["delivery"]["state"] == "pending"
         page = await world.ok("GET", "/v1/deliveries?limit=1")

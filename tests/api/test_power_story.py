@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from own_bmc import IpmiSim
 from test_routes import connect_host, join_host
+from wrong_port import answering_port
 
 pytestmark = pytest.mark.req("F5", "F6")
 Play = Callable[[Any], None]
@@ -166,6 +167,12 @@ def test_a_bmc_with_another_cipher_and_a_port_without_one(play: Play, tmp_path: 
             assert (test["passed"], test["code"]) == (True, "power.no_identity")
         finally:
             bmc.stop()
+        with answering_port() as port:
+            test = await try_out(world, {**settings, "port": port, "cipher": 3}, "secret")
+            assert (test["passed"], test["code"]) == (False, "power.no_answer"), test
+            asked = await world.ok("POST", "/v1/hosts/h1/power/bmc/status")
+            assert (asked["state"], asked["reason"]) == ("unknown", "the device did not answer")
+        # Where nobody listens at all.
         test = await try_out(world, {**settings, "cipher": 3}, "secret")
         assert (test["passed"], test["code"]) == (False, "power.no_answer")
 

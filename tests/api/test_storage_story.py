@@ -86,7 +86,7 @@ def test_two_hosts_with_two_directories_of_one_name(
 
 @pytest.mark.bad_input("storage that is read-only", story=True)
 def test_a_host_that_has_it_read_only(story: Story, neighbour: PlayedHost) -> None:
-    """In words of its agent, `tests/unit/agent/test_storage_probe.py`."""
+    """In words of its agent, of real file systems: `tests/unit/agent/test_storage_probe.py`; so is what is told of the next."""
     tell(story, neighbour, usable=False, detail="/srv/ds1 is mounted read-only")
     assert usable_by(story)["h3"] is False
     assert "mounted read-only" in story.ok("storage", "show", "ds1")

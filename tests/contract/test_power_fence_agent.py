@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from virtha.control.power_checks import check_given, check_whole
+from virtha.control.ready_checks import SHOW_PASSWORDS
 from virtha.drivers import bounded_program, power_fence_agent
 from virtha.drivers.power_agent_form import agent_form
 from virtha.drivers.power_devices import RealPowerDevices
@@ -124,6 +125,75 @@ def own_agent(
         power_fence_agent, "stdin_of", lambda one: f"action={one['action']}\n".encode()
     )
     return PowerSettings(driver=PowerDriver.FENCE_AGENT, agent="fence_own")
+
+
+SPY = """#!/bin/sh
+cd "$(dirname "$0")" || exit 9
+{ tr '\\0' ' ' < /proc/$$/cmdline; tr '\\0' '\\n' < /proc/$$/environ; } >> words
+if [ $# != 0 ]; then exit 9; fi
+cat > given
+if grep -q action=metadata given; then cat <<'END'
+<resource-agent><parameters>
+<parameter name="ip"/><parameter name="username"/><parameter name="password"><content type="string"/></parameter>
+<parameter name="snmp_priv_passwd"/>
+</parameters><actions><action name="off"/><action name="on"/><action name="status"/></actions></resource-agent>
+END
+exit 0
+fi
+cat given >> told
+echo "Status: OFF"; exit 2
+"""
+
+
+@pytest.mark.req("F5")
+def test_we_put_no_secret_on_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor into its environment: all that it is told comes on its standard input."""
+    agent = tmp_path / "fence_spy"
+    agent.write_text(SPY)
+    agent.chmod(0o755)
+    path = f"{tmp_path}:{bounded_program.SEARCH_PATH}"
+    monkeypatch.setattr(bounded_program, "SEARCH_PATH", path)
+    settings = PowerSettings(
+        driver=PowerDriver.FENCE_AGENT, agent="fence_spy", address="192.0.2.1", user="admin"
+    )
+    secrets = {"password": "only$on'stdin", "snmp_priv_passwd": "that one, too"}
+
+    async def story() -> None:
+        devices = RealPowerDevices()
+        device = devices.device(settings, secrets)
+        assert (await device.status(deadline_ms=20_000)).state is PowerState.OFF
+        for action in (PowerAction.OFF, PowerAction.ON):
+            await device.order(action, deadline_ms=20_000, may_go=lambda: True)
+
+    asyncio.run(story())
+    told = (tmp_path / "told").read_text().splitlines()
+    assert [one for one in told if one.startswith("action=")] == [
+        *("action=status", "action=off", "action=on")
+    ]
+    for name, secret in secrets.items():
+        assert told.count(f"{name}={secret}") == 3, told
+    words = (tmp_path / "words").read_text()
+    assert words.count("fence_spy") >= 4
+    assert not [secret for secret in secrets.values() if secret in words]
+
+
+def test_agents_that_show_the_password_in_the_process_list_are_known():
+    """All of Debian's that run ipmitool do, and no option of theirs avoids it. Where that changes, so does what readiness says."""
+    devices = RealPowerDevices()
+
+    async def calling(tool: str) -> set[str]:
+        found = set()
+        for name in await devices.agents():
+            program = bounded_program.find_program(name)
+            assert program is not None
+            if tool in Path(program).read_text(errors="replace"):
+                found.add(name)
+        return found
+
+    assert asyncio.run(calling("--ipmitool-path")) == SHOW_PASSWORDS
+    for name in SHOW_PASSWORDS:
+        text = Path(str(bounded_program.find_program(name))).read_text()
+        assert 'Cmd.append(" -P "' in text and "IPMI_PASSWORD" not in text and " -E" not in text
 
 
 def test_its_metadata_takes_no_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

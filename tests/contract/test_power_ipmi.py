@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import socket
-import threading
 from pathlib import Path
 
 import pytest
 from own_bmc import PASSWORD, IpmiSim
 from own_web_server import WebServer
 from power_places import ipmi
+from wrong_port import SOMETHING_ELSE, answering_port
 
 from virtha.drivers import bounded_program
 from virtha.drivers.power_devices import RealPowerDevices
@@ -81,29 +80,13 @@ def test_a_user_who_may_only_look(bmc: IpmiSim):
 
 
 @pytest.mark.bad_input("port without IPMI")
-def test_a_port_that_answers_something_else():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as echo:
-        echo.bind(("127.0.0.1", 0))
-        echo.settimeout(0.2)
-        over = threading.Event()
-
-        def answer() -> None:
-            while not over.is_set():
-                try:
-                    _, sender = echo.recvfrom(2_000)
-                    echo.sendto(b"HTTP/1.1 400 Bad Request\r\n\r\n", sender)
-                except OSError:
-                    continue
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
-            reading, outcome = attempts(settings(echo.getsockname()[1], cipher=3))
-        finally:
-            over.set()
-            thread.join()
-    assert reading.state is PowerState.UNKNOWN and reading.code is not None
-    assert outcome.result in (Result.UNKNOWN, Result.FAILED, Result.REFUSED)
+@pytest.mark.parametrize("words", [SOMETHING_ELSE, None], ids=["other words", "an echo"])
+def test_a_port_that_answers_something_else(words: bytes | None):
+    """What is no IPMI is no answer; an order to it may have been anything."""
+    with answering_port(words) as port:
+        reading, outcome = attempts(settings(port, cipher=3))
+    assert (reading.state, reading.code) == (PowerState.UNKNOWN, "power.no_answer"), reading
+    assert (outcome.result, outcome.code) == (Result.UNKNOWN, "power.no_answer"), outcome
 
 
 @pytest.mark.bad_input("port without IPMI")

@@ -30,6 +30,7 @@ from virtha.control.ready_checks import (
     of_cluster,
     of_host,
     of_references,
+    probe_lacks,
     storage_lacks,
     verdict_of,
     worst_first,
@@ -222,6 +223,7 @@ class Readiness:
         )
         about = f"host/{row.host.name}"
         lacks = storage_lacks(row, facts.surroundings, facts.protected_on)
+        lacks += probe_lacks(row, facts.surroundings)
         found += [finding(about, one) for one in lacks]
         found += [finding(about, one) for one in self._storage_fence(facts, row, record)]
         # Of an engine that leads: nothing is started by itself on such a storage, on no host.

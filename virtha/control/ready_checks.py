@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from msgspec import UNSET
 
 from virtha.alerts.match import fits
+from virtha.control.engine_nouns import probed_at
 from virtha.control.engine_power import LedDevice
 from virtha.control.launch import Surroundings
 from virtha.control.own_machine import OwnMachine
@@ -13,7 +14,7 @@ from virtha.control.power_results import reason_text
 from virtha.control.readiness_views import Finding
 from virtha.control.status import host_reasons
 from virtha.model.codes import REGISTRY, Severity, render
-from virtha.model.evidence import IdentityMatch
+from virtha.model.evidence import STORAGE_NETWORK, IdentityMatch
 from virtha.model.host import Cluster, HostState, format_version
 from virtha.model.ids import HostId, StorageDomainId
 from virtha.model.notification import Subscription
@@ -45,6 +46,11 @@ _WOULD_PROVE = frozenset(
 _UNREAD = frozenset(f"lease.not_proof.{word}" for word in ("unread", "unreadable", "other_boot"))
 _SWITCHES = (FencingAction.POWER_OFF, FencingAction.REBOOT)
 _RANK = {severity: rank for rank, severity in enumerate(Severity)}
+SHOW_PASSWORDS = frozenset(
+    f"fence_{name}" for name in ("idrac", "ilo3", "ilo4", "ilo5", "imm", "ipmilan", "ipmilanplus")
+)
+"""Fence agents that put the password among the words of the ipmitool that they run, whatever they are told; driver ipmi doesn't. Those that
+run snmpget do so with a community, and Net-SNMP has no other way."""
 RENEW_LATE_MS = 60 * 86_400_000
 """A host that was away, or off, for so long is nothing to be told of."""
 COUNTS_EMULATED_WRITES = 9_000_000
@@ -129,7 +135,7 @@ def _of_power(facts: HostFacts) -> list[Reason]:
     proves: dict[int, bool] = {}
     for one in facts.devices:
         against = _of_device(facts, one)
-        found += against
+        found += [*against, *_shown_secret(facts, one)]
         fit = not any(reason.code in _PROVES_NOT for reason in against)
         proves[one.level] = proves.get(one.level, True) and fit
     if not any(proves.values()):
@@ -171,6 +177,16 @@ def _of_device(facts: HostFacts, device: LedDevice) -> list[Reason]:
     if test.identity is IdentityMatch.UNKNOWN:
         found.append(_reason("ready.power.no_identity", **names))
     return found
+
+
+def _shown_secret(facts: HostFacts, device: LedDevice) -> list[Reason]:
+    shared = device.shared.record.secrets if device.shared is not None else ()
+    agent = device.settings.agent or ""
+    of_agent = device.settings.driver is PowerDriver.FENCE_AGENT and agent in SHOW_PASSWORDS
+    if not of_agent or "password" not in (*device.own.record.secrets, *shared):
+        return []
+    host = facts.row.host.name
+    return [_reason("ready.power.secret_shown", agent=agent, device=device.name, host=host)]
 
 
 def _of_leases(facts: HostFacts) -> list[Reason]:
@@ -235,6 +251,20 @@ def storage_lacks(
             why = "it has told nothing of it" if report is None else report.detail
             found.append(_reason("ready.storage_unusable", **names, why=why))
     return found
+
+
+def probe_lacks(row: HostRow, surroundings: Surroundings) -> list[Reason]:
+    """Of a host that is up: where a cable is cut, neighbours that see it on the other network tell so (F1)."""
+    if row.status.state is not HostState.UP or _is_probed_on_storage(row):
+        return []
+    others = sum(_is_probed_on_storage(one) for one in surroundings.hosts)
+    if others == 0:
+        return []  # that network is most often the same one
+    return [_reason("ready.probes.storage", host=row.host.name, count=others)]
+
+
+def _is_probed_on_storage(row: HostRow) -> bool:
+    return any(one.network == STORAGE_NETWORK for one in probed_at(row.status))
 
 
 def _of_storage(

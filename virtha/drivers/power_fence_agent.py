@@ -1,5 +1,6 @@
-"""A power device behind a program of the fence-agents project: options on its standard input, so that no secret is on a
-command line. Its *off* reads back by itself; the engine does so all the same (rule P1). Never its *reboot*."""
+"""A power device behind a program of the fence-agents project: options on its standard input, so that we put no secret on a
+command line. What the agent runs itself is its own matter: those for IPMI call ``ipmitool -P`` (``ready.power.secret_shown``).
+Its *off* reads back by itself; the engine does so all the same (rule P1). Never its *reboot*."""
 
 import time
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The whole agent on a simulated hypervisor: real loop, sentinel, disk, hook script."""
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +148,35 @@ def test_the_host_report_has_overcommit_and_the_proved_gate(bench: Bench) -> Non
     assert codes.index("host.gate.proved") < codes.index("host.gate.missing")
     inventories = [fact.body for fact in bench.facts() if isinstance(fact.body, Inventory)]
     assert all(not inventory.domains for inventory in inventories)
+
+
+@pytest.mark.req("F1")
+def test_the_host_report_has_the_addresses_at_which_neighbours_ask(bench: Bench) -> None:
+    bench.properties = type(bench.properties)(probe_storage_address="192.0.2.130")
+
+    def told() -> list[dict[str, str]]:
+        reports = [fact.body for fact in bench.facts() if isinstance(fact.body, HostReport)]
+        probed = (one.capabilities.probed_at or () for one in reports)
+        return [{at.network: at.address for at in one} for one in probed]
+
+    async def story() -> None:
+        await bench.until(lambda: bool(told()))
+        assert told()[-1] == {"storage": "192.0.2.130"}, "there is no session with a server yet"
+        bench.agent._link = SimpleNamespace(local_address="192.0.2.11", close=lambda: None)
+        welcome = Welcome(
+            version_major=1,
+            version_minor=0,
+            installation_id=bench.agent.host.installation_id,
+            server_instance="s",
+            term=Term(1),
+            fact_sequence_acknowledged=0,
+        )
+        bench.agent.on_connected(welcome, "server")
+        await bench.until(lambda: len(told()[-1]) == 2)
+        assert told()[-1] == {"management": "192.0.2.11", "storage": "192.0.2.130"}
+        bench.agent._link = None
+
+    bench.run(story)
 
 
 @pytest.mark.bad_input("libvirtd gone and back")

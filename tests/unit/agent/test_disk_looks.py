@@ -1,7 +1,9 @@
 """What the server asks of an agent about the disks of a silent host's VMs, and what it is told (F2, J3)."""
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,41 @@ def test_what_was_written_before_the_last_sign_of_a_host_is_no_sign_of_its_disks
         assert await reader.asked(2, silence="s2") is False
         reader.write(b"it does not beat, and writes")
         assert await reader.asked(3, silence="s2") is True
+
+    asyncio.run(story())
+
+
+HOURS_S = 3_600
+FAR_S = (-30 * HOURS_S, -5 * HOURS_S, 5 * HOURS_S, 30 * HOURS_S)
+
+
+@pytest.mark.bad_input("agent with a wrong clock")
+@pytest.mark.parametrize("storage_s", FAR_S)
+@pytest.mark.parametrize("writer_s", FAR_S)
+def test_whose_clock_a_write_has_is_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_s: int, writer_s: int
+) -> None:
+    """Times of files are the storage's clock or the writing host's, and none of them is compared with the reader's, which is set to another time,
+    too, while it looks: only that something is another than before counts."""
+    now_s = time.time()
+    disk = tmp_path / DS1 / "web"
+
+    def stamp(at_s: float) -> None:
+        os.utime(disk, (at_s, at_s))
+
+    async def story() -> None:
+        reader = Reader(tmp_path)
+        stamp(now_s + storage_s)
+        assert await reader.asked(1) is False, "idle, and written at a time that is far away"
+        monkeypatch.setattr(time, "time", lambda: now_s - storage_s)
+        monkeypatch.setattr(time, "time_ns", lambda: int((now_s - storage_s) * 1e9))
+        assert await reader.asked(2) is False
+        # In place, so that its size is the same, and by its writer's clock, which may be hours behind what was there.
+        with disk.open("r+b") as file:
+            file.write(b"one more block")
+        stamp(now_s + writer_s + (1 if writer_s == storage_s else 0))
+        assert await reader.asked(3) is True
+        assert await reader.asked(4) is False
 
     asyncio.run(story())
 

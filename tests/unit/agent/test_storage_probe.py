@@ -1,13 +1,17 @@
-"""What a host says of a storage domain that is read-only, without rights, nearly full, or another one than its neighbour's. A file
-system that the kernel mounts read-only is in `tests/contract/test_storage_mark.py`."""
+"""What a host says of a storage domain that is read-only, without rights, nearly full, or another one than its neighbour's. Real file
+systems that fill up and turn read-only are at the end; others in `tests/contract/test_storage_mark.py`."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agent_bench import CLUSTER, DOMAIN, INSTALLATION, Bench, prepared
+from msgspec import UNSET
+from msgspec.structs import replace
+from storage_mounts import LoopMount
 
 from virtha.agent import ceph_records, storage_probe
 from virtha.agent.files import Files
@@ -151,3 +155,48 @@ def test_what_ceph_warns_of_comes_before_what_is_counted(monkeypatch: pytest.Mon
     monkeypatch.setattr(ceph_records, "space", lambda _pool: (TIB, GIB, "1 nearfull osd(s)"))
     seen = probe(domain, INSTALLATION, Files())
     assert seen == Probed(size_bytes=TIB, free_bytes=GIB, mark="m", warning="1 nearfull osd(s)")
+
+
+@pytest.mark.bad_input("storage that is nearly full", "storage that is read-only")
+@pytest.mark.lab  # mounting needs root
+def test_a_real_file_system_that_fills_up_and_turns_read_only_is_told(bench: Bench) -> None:
+    """What the whole agent tells the server, whose doctor says it on: `tests/api/test_storage_story.py`."""
+    mount = LoopMount(Path(bench.storage.path), megabytes=64)
+    bench.storage = replace(bench.storage, path=str(mount.path))
+    revision = iter(range(2, 100))
+
+    def last() -> StorageReport:
+        return reports(bench)[-1]
+
+    async def looked_again(expected: Callable[[StorageReport], bool]) -> None:
+        bench.agent.on_settings(bench.settings(bench.vm(), revision=next(revision)))
+        await bench.until(lambda: expected(last()))
+
+    async def story() -> None:
+        assert (await prepared(bench)).result is Result.OK
+        await bench.until(lambda: is_usable(bench))
+        mark, size = last().mark, last().size_bytes
+        assert (last().low_space, last().detail) == (UNSET, "")
+        assert 32 << 20 < size <= 64 << 20
+        space = os.statvfs(mount.path)
+        fill_bytes = space.f_bavail * space.f_frsize - size // 12
+        fill = mount.path / "dump"
+        with fill.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, fill_bytes)
+        await looked_again(lambda one: one.low_space is not UNSET)
+        assert last().usable and last().size_bytes == size
+        assert 0 < last().free_bytes < size // 10
+        assert last().low_space == last().detail == low_space(size, last().free_bytes)
+        assert last().detail.startswith("nearly full: ")
+        mount.remount("ro")
+        await looked_again(lambda one: not one.usable)
+        assert "is mounted read-only" in last().detail and not last().mark
+        mount.remount("rw")
+        fill.unlink()
+        await looked_again(lambda one: one.usable and one.low_space is UNSET)
+        assert (last().detail, last().mark) == ("", mark)
+
+    try:
+        bench.run(story)
+    finally:
+        mount.close()

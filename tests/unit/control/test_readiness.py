@@ -22,13 +22,19 @@ from virtha.engine.events import SaveHost
 from virtha.engine.records import HostRecord
 from virtha.model.codes import Severity
 from virtha.model.errors import NotFound
-from virtha.model.evidence import PowerState
+from virtha.model.evidence import PowerState, ProbeAddress
 from virtha.model.facts import HostReport, StorageReport
 from virtha.model.host import CephPool, HostState, format_version
 from virtha.model.ids import BootId
 from virtha.model.notification import WebhookSettings
 from virtha.model.policy import FencingPolicy, Policy, Unreachable
-from virtha.model.power_settings import AskedFrom, MachineIdentity, PowerDriver
+from virtha.model.power_settings import (
+    AskedFrom,
+    MachineIdentity,
+    PowerDriver,
+    PowerRecord,
+    PowerSettings,
+)
 from virtha.model.time import UtcMillis
 from virtha.model.user import Role
 from virtha.ports.leaders import NobodyLeads
@@ -36,6 +42,7 @@ from virtha.ports.power import PowerReading
 from virtha.store.clusters import find_cluster, find_storage, save_cluster, save_storage
 from virtha.store.engine import save_intent
 from virtha.store.hosts import add_certificate, find_host, revoke_certificates
+from virtha.store.power import save_power
 
 pytestmark = pytest.mark.req("X5")
 Tell = Callable[[Any], None]
@@ -203,6 +210,79 @@ def test_a_device_that_was_caught_after_its_test_is_told_before_it_is_needed(
         (found,) = (await world.control.readiness.of_host("h1")).findings
         assert found.code == "ready.power.disbelieved" and first.name in found.text
         assert codes(await world.control.readiness.of_host("h2")) == set()
+
+    tell(story)
+
+
+@pytest.mark.req("F5")
+def test_a_fence_agent_that_shows_a_password_is_told_and_the_driver_that_does_not(
+    tell: Tell,
+) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+        ipmilan = PowerSettings(
+            driver=PowerDriver.FENCE_AGENT, agent="fence_ipmilan", address="192.0.2.7", user="me"
+        )
+        ipmi = PowerSettings(driver=PowerDriver.IPMI, address="192.0.2.7", user="me")
+        host = (await world.control.hosts.get("h1")).host
+        async with world.store.read() as tx:
+            bmc = (await led_devices(tx, {host.id: host.cluster_id}))[host.id][0].own.record
+        shared = PowerRecord(
+            id="of-cluster", name=bmc.name, cluster_id=host.cluster_id, settings=PowerSettings()
+        )
+        for settings, of_host, of_cluster, is_told in (
+            (ipmilan, ("password",), (), True),
+            (replace(ipmilan, agent="fence_idrac"), (), ("password",), True),
+            (ipmilan, (), (), False),
+            (replace(ipmilan, agent="fence_apc"), ("password",), (), False),
+            (ipmi, ("password",), (), False),
+        ):
+            async with world.store.write() as tx:
+                await save_power(tx, replace(bmc, settings=settings, secrets=of_host), None)
+                await save_power(tx, replace(shared, secrets=of_cluster), None)
+            view = await world.control.readiness.of_host("h1")
+            found = [one for one in view.findings if one.code == "ready.power.secret_shown"]
+            assert bool(found) is is_told, settings
+            for one in found:
+                assert settings.agent in one.text and "driver ipmi" in one.fix
+                assert one.severity is Severity.WARNING
+
+    tell(story)
+
+
+@pytest.mark.req("F1")
+def test_a_host_that_nobody_can_ask_on_the_storage_network_is_told_where_others_can_be(
+    tell: Tell,
+) -> None:
+    async def story(world: World) -> None:
+        await two_good_hosts(world)
+
+        async def tells(name: str, *networks: str) -> None:
+            at = tuple(
+                ProbeAddress(network=one, address="192.0.2.1", port=8252) for one in networks
+            )
+            able = (await world.control.hosts.get(name)).status.capabilities
+            report = HostReport(capabilities=replace(able, probed_at=at or UNSET))
+            await world.hosts[name].tell(report)
+
+        async def told() -> set[str]:
+            view = await world.control.readiness.all()
+            return {one.about for one in view.findings if one.code == "ready.probes.storage"}
+
+        await tells("h1", "management")
+        assert await told() == set(), "no host is asked there: it may be the same network"
+        await tells("h2", "management", "storage")
+        assert await told() == {"host/h1"}
+        view = await world.control.readiness.of_host("h1")
+        (found,) = view.findings
+        assert "probe.storage.address" in found.fix and found.fields["count"] == 1
+        await tells("h1")
+        assert await told() == {"host/h1"}
+        await world.control.hosts.presence_changed(world.hosts["h1"].id, HostState.UNREACHABLE)
+        assert await told() == set(), "that it is down says enough"
+        await world.control.hosts.presence_changed(world.hosts["h1"].id, HostState.UP)
+        await tells("h1", "management", "storage")
+        assert await told() == set()
 
     tell(story)
 

@@ -1,4 +1,4 @@
-"""What would fail today, before it is needed (X5): reasons 5648 to 5679. Others stand where what they name happens."""
+"""What would fail today, before it is needed (X5): reasons 5646 to 5679. Others stand where what they name happens."""
 
 from virtha.model.codes.entry import Code, Severity, reason
 
@@ -102,6 +102,17 @@ READINESS_REASONS: tuple[Code, ...] = (
         "driver",
         help="Another host of the cluster must be up, and its agent.properties allow that driver: power.attempts=network "
         "(ipmi, redfish) or any.",
+    ),
+    reason(
+        5646,
+        "ready.power.secret_shown",
+        WARNING,
+        "whoever is signed in where {agent} runs can read the password of power device {device} of {host}: it calls ipmitool with it",
+        "agent",
+        "device",
+        "host",
+        help="Use driver ipmi for this BMC: virtha host power set HOST --device NAME driver=ipmi --unset agent. No option of the agent keeps the "
+        "password off its command lines.",
     ),
     reason(
         5656,
@@ -224,6 +235,15 @@ READINESS_REASONS: tuple[Code, ...] = (
         "storage",
         "why",
         help="Enlarge it, or move or delete disks, images and dumps there. A VM whose disk finds no room is paused, and none is started there once it is full.",
+    ),
+    reason(
+        5647,
+        "ready.probes.storage",
+        WARNING,
+        "{host} can't be asked on the storage network whether it lives, as {count} others of its cluster can",
+        "host",
+        "count",
+        help="Name its address there, probe.storage.address in its agent.properties, and restart its agent: docs/guide/install.md.",
     ),
     reason(
         5648,
