@@ -275,26 +275,22 @@ def test_it_is_signed_in_to_over_tls_and_else_it_is_told_nothing() -> None:
     async def story() -> None:
         with OwnAlertmanager(signer=signer) as alertmanager:
             trusted: dict[str, Any] = {"authority_pem": signer.certificate_pem(), "user": USER}
-            for changes, outcome, code in (
-                ({"secrets": {"password": "not-it"}}, Outcome.NEVER, "notify.webhook.refused"),
-                ({"user": None}, Outcome.NEVER, "notify.webhook.refused"),
-                (
-                    {"authority_pem": stranger.certificate_pem()},
-                    Outcome.AWAY,
-                    "notify.certificate",
-                ),
-                (
-                    {"url": alertmanager.url.replace("https", "http")},
-                    Outcome.NEVER,
-                    "notify.webhook.refused",
-                ),
+            refused = (Outcome.NEVER, "notify.webhook.refused")
+            no_trust = (Outcome.AWAY, "notify.certificate")
+            # It answers what is no TLS and closes at once, with what it has not read: the answer may be lost to that.
+            closed = (Outcome.AWAY, "notify.connection_lost")
+            for changes, expected in (
+                ({"secrets": {"password": "not-it"}}, {refused}),
+                ({"user": None}, {refused}),
+                ({"authority_pem": stranger.certificate_pem()}, {no_trust}),
+                ({"url": alertmanager.url.replace("https", "http")}, {refused, closed}),
             ):
                 wrong = {**trusted, "secrets": {"password": PASSWORD}, **changes}
                 if wrong["user"] is None:
                     wrong["secrets"] = {}
                 async with pushing(alertmanager, **wrong) as ours:
                     receipt = await ours.send(told(event("vm.crashed")))
-                assert (receipt.outcome, receipt.code) == (outcome, code), receipt
+                assert (receipt.outcome, receipt.code) in expected, receipt
                 assert PASSWORD not in receipt.detail and "not-it" not in receipt.detail
             assert alertmanager.active() == []
             async with pushing(alertmanager, **trusted, secrets={"password": PASSWORD}) as ours:
