@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import storage_mounts
 from left_mounts import MOUNTS, unmount_left
 from storage_mounts import FuseMount, Mount
 
@@ -32,7 +33,7 @@ def test_a_killed_runs_storage_ends_and_the_next_run_takes_its_mount_down(tmp_pa
     run.mkdir(parents=True)
     subprocess.run(
         [sys.executable, "-c", KILLED, str(run)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(storage_mounts.__file__).parent)},
         check=False,
     )
     mounted = run / "test_x0/ds1"
