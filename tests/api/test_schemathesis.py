@@ -126,6 +126,11 @@ NAMED_IN_BODIES = {
 }
 
 
+WORDS_THAT_FIT = {
+    ("WatchdogRequest", "model"): ["", "i6300esb"],
+    ("WatchdogRequest", "action"): ["", "reset", "pause"],
+}
+"""Of texts that the document leaves open, for what fits depends on the machine: no text by chance would."""
 NAME = "^[a-z]{3}[0-9]{1,3}$"
 NUMBERED = ("/v1/events/{id}/fates",)
 """Any low number is one that is there."""
@@ -156,6 +161,9 @@ def with_good_values(document: dict[str, Any], there: References) -> dict[str, A
                 found = there.get(collection_of(path, parameter), [])
                 if parameter["in"] == "path" and found and path not in NUMBERED:
                     parameter["schema"] = {"type": "string", "enum": found}
+    for (schema, field), words in WORDS_THAT_FIT.items():
+        properties = copy["components"]["schemas"][schema]["properties"]
+        properties[field] = _often(properties[field], words)
     for schema in copy["components"]["schemas"].values():
         name = schema.get("properties", {}).get("name")
         if name == {"type": "string"}:
