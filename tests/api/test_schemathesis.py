@@ -162,9 +162,8 @@ def with_good_values(document: dict[str, Any], there: References) -> dict[str, A
                 if parameter["in"] == "path" and found and path not in NUMBERED:
                     parameter["schema"] = {"type": "string", "enum": found}
     for (schema, field), words in WORDS_THAT_FIT.items():
-        whole = copy["components"]["schemas"][schema]
-        whole["properties"][field] = _often(whole["properties"][field], words)
-        whole["required"] = [*whole["required"], field]
+        properties = copy["components"]["schemas"][schema]["properties"]
+        properties[field] = _often(properties[field], words)
     for schema in copy["components"]["schemas"].values():
         name = schema.get("properties", {}).get("name")
         if name == {"type": "string"}:
