@@ -19,6 +19,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from virtha.api.times import encode
 
+DEATH_TICKET: dict[str, Any] = {
+    "ticket": "t1",
+    "host_id": "id-of-h1",
+    "host": "h1",
+    "boot": "b1",
+    "incident": 3,
+    "vms": ["web1", "web2"],
+    "valid_ms": 600_000,
+}
+"""Of a dead host with two VMs."""
+
 
 class Asked(NamedTuple):
     method: str

@@ -3,23 +3,14 @@
 from collections.abc import Callable
 
 import pytest
-from cli_fake_api import Answer, Api, Ran
+from cli_fake_api import DEATH_TICKET, Answer, Api, Ran
 
 Run = Callable[..., Ran]
 
 
 @pytest.mark.req("F9")
 def test_the_word_that_a_host_is_dead_wants_its_name(api: Api, run: Run) -> None:
-    ticket = {
-        "ticket": "t1",
-        "host_id": "id-of-h1",
-        "host": "h1",
-        "boot": "b1",
-        "incident": 3,
-        "vms": ["web1", "web2"],
-        "valid_ms": 600_000,
-    }
-    api.on("POST", "/v1/hosts/h1/death-tickets", Answer(ticket, status=201))
+    api.on("POST", "/v1/hosts/h1/death-tickets", Answer(DEATH_TICKET, status=201))
     said = {"host_id": "id-of-h1", "host": "h1", "boot": "b1", "incident": 3}
     api.on("POST", "/v1/hosts/h1/confirm-dead", said)
     ran = run("host", "confirm-dead", "h1")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_fake_api import Answer, Api, Authority, make_authority
+from cli_fake_api import DEATH_TICKET, Answer, Api, Authority, make_authority
 from cli_shapes import host_view, operation, page, status_view, vm_view
 
 from virtha.cli.profile import load_profile
@@ -172,17 +172,8 @@ def test_that_a_host_is_dead_is_confirmed_by_its_name(
     typed: str, code: int, said: str, api: Api, terminal: Start
 ) -> None:
     """Asked for by its id: the name to type is what the ticket says, with what it would be about."""
-    ticket = {
-        "ticket": "t1",
-        "host_id": "id-of-h1",
-        "host": "h1",
-        "boot": "b1",
-        "incident": 3,
-        "vms": ["web1", "web2"],
-        "valid_ms": 600_000,
-    }
     path = "/v1/hosts/id-of-h1/confirm-dead"
-    api.on("POST", "/v1/hosts/id-of-h1/death-tickets", Answer(ticket, status=201))
+    api.on("POST", "/v1/hosts/id-of-h1/death-tickets", Answer(DEATH_TICKET, status=201))
     api.on("POST", path, {"host_id": "id-of-h1", "host": "h1", "boot": "b1", "incident": 3})
     shown = terminal("host", "confirm-dead", "id-of-h1", NO_COLOR="1")
     shown.wait_for("Type the name, h1, to go on: ")
